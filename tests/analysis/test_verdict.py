@@ -55,6 +55,8 @@ def make_estimate(estimate=GOOD, **changes):
         finished=st.booleans(),
         control_improves=st.booleans(),
         seeds_apart=st.booleans(),
+        may_understate=st.sampled_from(["", "scratch"]),
+        may_overstate=st.sampled_from(["", "cured"]),
     ),
 )
 def test_a_harm_passes_only_with_complete_evidence(estimate, decision, evidence):
@@ -67,9 +69,9 @@ def test_a_harm_passes_only_with_complete_evidence(estimate, decision, evidence)
         assert evidence.control in {"detected", "harmless"} or not evidence.exposed or estimate.high < -MARGIN
         assert evidence.baseline is None or not (evidence.exposed or evidence.finished)
         assert not (evidence.exposed and evidence.seeds_apart)
-        assert not evidence.control_improves
+        assert not evidence.control_improves and not evidence.may_understate
     if result.code == "FAIL":
-        assert decision == "FAIL"
+        assert decision == "FAIL" and not evidence.may_overstate
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,10 @@ def test_a_harm_passes_only_with_complete_evidence(estimate, decision, evidence)
         ({"control": "harmless", "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
         ({"exposed": False, "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
         ({"seeds_apart": True}, "INCONCLUSIVE", Code.SEEDS_APART),
+        ({"may_understate": "scratch"}, "INCONCLUSIVE", Code.SEARCH_CUT),
+        ({"may_understate": "scratch", "decision": "FAIL"}, "FAIL", Code.ABOVE_MARGIN),
+        ({"may_overstate": "cured", "decision": "FAIL"}, "INCONCLUSIVE", Code.SEARCH_CUT),
+        ({"may_overstate": "cured"}, "PASS", Code.BELOW_MARGIN),
         ({"seeds_apart": True, "decision": "FAIL"}, "FAIL", Code.ABOVE_MARGIN),
         ({"baseline": NO_BASELINE}, "INCONCLUSIVE", Code.NO_BASELINE),
         ({"trust": "nothing records it"}, "INCONCLUSIVE", Code.ON_TRUST),

@@ -13,7 +13,8 @@ from xferbench.plugins import batchnorm_drift, class_order, collapse, linear_pro
 from xferbench.plugins.preprocessing_variants import normalized_twice
 from xferbench.runner import discovery
 from xferbench.study import trials
-from xferbench.study.arms import plugin_arms, scratch_grid
+from xferbench.study.affordable import afford
+from xferbench.study.arms import plugin_arms
 from xferbench.study.study import Study
 from xferbench.testing import fake_lab
 from xferbench.testing.conformance import PAGE_HEADINGS
@@ -36,13 +37,14 @@ WITHOUT_BEFORE = replace(FINISHED, checkpoint=Checkpoint(after=WeightsFile(diges
 
 
 def make_audit_study(audit, pipeline=FINISHED, profile=PROFILE, **changes):
-    return Study(
+    study = Study(
         suite=replace_flat(SUITE, plugins=(audit.id,), **changes),
         profile=profile,
         plugins=(audit,),
         subject=pipeline,
         context=fake_lab.CONTEXT,
     )
+    return afford(study)
 
 
 def run_audit(audit, accuracy=lambda trial: 0.8, measured=0.0, examples=2000, **changes):
@@ -213,20 +215,16 @@ def test_a_scratch_baseline_is_trained_only_with_a_budget():
     assert (finding.verdict, "--scratch" in finding.reason) == ("SKIPPED", True)
     run = run_audit(audit, scratch_budget=60.0, profile=replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=0.001)))
     assert "scratch" in run.findings[0].accuracy
-    assert any("fits the budget" in note for note in run.notes)
+    assert any("the budget affords" in note for note in run.notes)
 
 
 def test_a_budget_becomes_a_bounded_number_of_steps():
     (audit,) = discovery.load_plugins(["negative-transfer"], "audit")
+    timed = replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=0.001))
     steps = [
-        scratch_grid(
-            make_audit_study(
-                audit, scratch_budget=seconds, profile=replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=0.001))
-            )
-        ).steps
-        for seconds in (0.01, 60.0, 1e9)
+        make_audit_study(audit, scratch_budget=seconds, profile=timed).subject.baseline.steps for seconds in (0.01, 200.0, 1e9)
     ]
-    assert steps == [10, 460, 5000]
+    assert steps == [62, 250, 4000]
 
 
 def test_the_scratch_arm_is_scored_on_the_same_half():

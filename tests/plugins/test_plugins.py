@@ -29,7 +29,14 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection
 from xferbench.core.sections import flat_values
-from xferbench.core.strategies import STRATEGIES, gradual_unfreezing, interpolate_to_probe, linear_probe, lp_ft
+from xferbench.core.strategies import (
+    STRATEGIES,
+    gradual_unfreezing,
+    interpolate_to_probe,
+    linear_probe,
+    lp_ft,
+    scratch_baseline,
+)
 from xferbench.lab.evaluation.context import MeasureContext
 from xferbench.plugins import (
     batchnorm_drift,
@@ -89,9 +96,12 @@ def test_arms_change_training_or_serving_and_nothing_else(plugin):
 def test_arms_keep_the_augmentation_and_the_mlp_head_of_the_pipeline(plugin):
     pipeline = replace(fake_lab.PIPELINE, recipe=Recipe(head=Head.parse("mlp:16"), augment=Augmentation.parse("flip")))
     study = fake_lab.make_study(plugin, pipeline=pipeline, facts=fake_lab.PROFILE)
-    arms = (plugin_arms(plugin, study, pipeline) | induced_arms(plugin, study, pipeline)).values()
-    candidates = [candidate for arm in arms for candidate in (arm.candidates if isinstance(arm, Selection) else (arm,))]
-    assert {(str(candidate.recipe.head), str(candidate.recipe.augment)) for candidate in candidates} == {("mlp:16", "flip")}
+    arms = plugin_arms(plugin, study, pipeline) | induced_arms(plugin, study, pipeline)
+    for name, arm in arms.items():
+        candidates = arm.candidates if isinstance(arm, Selection) else (arm,)
+        assert {str(candidate.recipe.head) for candidate in candidates} == {"mlp:16"}
+        searches_augmentations = "scratch" in name or (isinstance(arm, Selection) and arm.halvings)
+        assert searches_augmentations or {str(candidate.recipe.augment) for candidate in candidates} == {"flip"}
     assert not any(fake_lab.why_impossible(trials.training_spec(candidate, 0)) for candidate in candidates)
 
 
@@ -190,10 +200,21 @@ def test_drift_is_zero_without_movement_and_follows_its_formula():
     assert drift["drift/bn"] == pytest.approx(1 / 2 + 1 / 2, abs=1e-4)
 
 
-def test_the_candidates_of_negative_transfer_include_the_scratch_baseline():
+def test_both_sides_of_negative_transfer_have_the_same_search():
+    baseline = scratch_baseline(PIPELINE, PIPELINE.baseline)
     cured = negative_transfer.cure(PIPELINE, PROFILE)
-    assert isinstance(cured, Selection)
-    assert {candidate.recipe.init for candidate in cured.candidates} == {PRETRAINED, RANDOM}
+    assert isinstance(cured, Selection) and cured.halvings == baseline.halvings > 0
+    assert {candidate.recipe.init for candidate in cured.candidates} == {PRETRAINED}
+    assert {candidate.recipe.init for candidate in baseline.candidates} == {RANDOM}
+
+    def settings(arm, factor):
+        phases = [(candidate.recipe.augment, candidate.recipe.phases[-1]) for candidate in arm.candidates]
+        return {
+            (str(augment), round(phase.lr * factor, 6), phase.label_smoothing, phase.steps, phase.batch_size)
+            for augment, phase in phases
+        }
+
+    assert settings(replace(baseline, candidates=baseline.candidates[1:]), 1) <= settings(cured, 3)
 
 
 def test_the_candidate_rates_are_seven_half_a_decade_apart_and_a_warm_up():

@@ -42,7 +42,7 @@ def test_the_worst_candidate_has_the_lowest_accuracy_or_the_highest_loss():
     study = fake_lab.make_study(strategy_regret.plugin, pipeline=SUBJECT)
     arm = strategy_regret.plugin.cure(SUBJECT, PROFILE)
     lab = fake_lab.fake_lab(lambda trial: 0.9 if str(trial.model.base.procedure.phases[-1].trainable) == "head" else 0.2)
-    records = {trial.key: lab(trial) for trial in selection.selection_trials(arm, study)}
+    records = {trial.key: lab(trial) for trial in selection.selection_trials(arm, study, {})}
     assert str(selection.select(arm, study, records).pipeline.recipe.phases[-1].trainable) == "head"
     assert str(selection.select(replace(arm, worst=True), study, records).pipeline.recipe.phases[-1].trainable) != "head"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from factory import make_plugin, make_run
+from factory import SCRATCH, make_plugin, make_run
 
 from xferbench.core.sections import replace_flat
 from xferbench.plugins import negative_transfer
@@ -14,7 +14,7 @@ from xferbench.report import figure_cache, figures, html, tables
 RUN = make_run(seeds=2, examples=20)
 GROUPS = tables.finding_groups(RUN)
 PLUGINS = {
-    "negative-transfer": negative_transfer.plugin,
+    "negative-transfer": replace(negative_transfer.plugin, contrasts=(SCRATCH,)),
     "batchnorm-drift": make_plugin("batchnorm-drift", picture=lambda axes, _: axes.plot([1, 2])),
 }
 

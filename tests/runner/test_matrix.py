@@ -215,7 +215,8 @@ def test_scratch_uses_the_grid_of_the_suite(matrix_run):
 
     pipeline = replace(PIPELINE, baseline=suite.scratch)
     selection = recipe_arm(next(candidate for candidate in suite.matrix.compared if candidate.name == SCRATCH_NAME), pipeline)
-    assert [candidate.recipe.phases[0].lr for candidate in selection.candidates] == [1e-3, 3e-3]
+    assert {candidate.recipe.phases[0].lr for candidate in selection.candidates} == {1e-3, 3e-3}
+    assert {str(candidate.recipe.augment) for candidate in selection.candidates} == {"None", "crop", "flip+crop"}
     assert {candidate.recipe.init for candidate in selection.candidates} == {RANDOM}
 
 

@@ -26,7 +26,7 @@ from xferbench.core.pipeline import Phase
 from xferbench.core.plugin import Plugin
 from xferbench.core.run import run_to_json
 from xferbench.plugins import batchnorm_drift
-from xferbench.runner import discovery
+from xferbench.runner import discovery, execute
 from xferbench.runner import run as runner
 from xferbench.runner.engines import local, worker_process
 
@@ -183,7 +183,7 @@ def test_a_run_killed_twice_has_the_findings_of_an_uninterrupted_run(suite, unin
 
 def test_every_record_of_a_run_was_computed(uninterrupted):
     finished, _ = uninterrupted
-    assert set(verdicts_by_finding(finished)) >= {"batchnorm-drift/harm/ghost-batch", "negative-transfer/harm/permuted"}
+    assert set(verdicts_by_finding(finished)) >= {"batchnorm-drift/harm/ghost-batch", "negative-transfer/pipeline/permuted"}
     assert "ERROR" not in verdicts_by_finding(finished).values()
     assert all(not cell.record.error for cell in finished.cells)
     assert finished.cost["trials"]["run"] == finished.cost["trials"]["unique"]
@@ -239,13 +239,15 @@ def test_seeds_are_added_only_to_open_contrasts(suite, tmp_path, in_this_process
     assert seeds == {"batchnorm-drift": {0, 1}, "negative-transfer": {0, 1, 2}}
     verdict_and_seeds = {finding.id: (finding.verdict, finding.estimate.seeds) for finding in finished.findings}
     assert verdict_and_seeds["batchnorm-drift/harm/ghost-batch"] == ("PASS", 2)
-    assert verdict_and_seeds["negative-transfer/harm/permuted"] == ("INCONCLUSIVE", 3)
+    assert verdict_and_seeds["negative-transfer/pipeline/permuted"] == ("INCONCLUSIVE", 3)
 
 
 def test_a_spent_budget_stops_at_the_same_look_and_a_larger_one_continues(suite, tmp_path, in_this_process, use_plugins):
     use_plugins(make_plugin("even"))
     path = tmp_path / "store.sqlite"
-    limited = replace(suite, rules=replace(suite.rules, budget=1e-6, alpha=1e-9))
+    open_suite = replace(suite, rules=replace(suite.rules, budget=1e6, alpha=1e-9))
+    first_look, _ = execute.forecast(open_suite, path=path, device="cpu", workers=1).seconds
+    limited = replace(open_suite, rules=replace(open_suite.rules, budget=first_look * 1.001))
     first, repeated = run(limited, path), run(limited, path)
     assert {finding.estimate.seeds for finding in first.findings} == {2}
     assert any("budget" in note for note in first.notes)

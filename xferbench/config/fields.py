@@ -175,6 +175,7 @@ SCRATCH: dict[str, Rule] = {
     ),
     "steps": COUNT,
     "batch_size": ABOVE_ONE,
+    "halvings": WHOLE,
 }
 
 

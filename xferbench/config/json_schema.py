@@ -28,7 +28,7 @@ KEY_DESCRIPTIONS = {
     "margin": "smallest harm that matters, in the metric's unit: 0.02 is two points of accuracy",
     "alpha": "one-sided rate of wrong verdicts",
     "looks": "numbers of seeds at which a verdict may be taken",
-    "budget": "after this much recorded time, no more seeds are added",
+    "budget": "largest planned computing time of one worker; the search of scratch and the number of seeds are cut to it",
     "seed": "the first seed that is evaluated for a verdict",
     "tuning_seeds": "number of seeds for the selection of candidates, separate from those of the verdicts",
     "backbone": "the pretrained network",

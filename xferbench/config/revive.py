@@ -34,8 +34,7 @@ def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:
         arguments |= {name: _recipe_from(values[name]) for name in RECIPE_KEYS if values.get(name)}
         arguments["interventions"] = tuple(parse(text, DataIntervention) for text in values.get("interventions", ()))
         arguments["serve_mode"] = ServingMode.parse(values["serve_mode"])
-        augmentations = (parse(text, Augmentation) if text else None for text in values["scratch"].get("augment", [None]))
-        arguments["scratch"] = ScratchGrid(**_with_tuples(values["scratch"]) | {"augment": tuple(augmentations)})
+        arguments["scratch"] = _scratch_from(values["scratch"])
         arguments |= {name: _resolve(arguments[name], folder) for name in LOCATION_KEYS if arguments.get(name)}
         path = str(folder / Path(values["path"]).name) if values["path"] else ""
         return from_flat(Suite, arguments | {"path": path})
@@ -51,6 +50,14 @@ def _resolve(location: str, folder: Path) -> str:
     if kind in {"synthetic", "python"} or location == "digits":
         return location
     return f"{kind}{colon}{folder / rest}"  # joining keeps an absolute path
+
+
+def _scratch_from(values: Mapping[str, Any]) -> ScratchGrid:
+    """Return the search of a stored suite; one of an earlier version had neither augmentations nor label smoothing."""
+    older: dict[str, Any] = {"augment": (None,), "label_smoothing": (0.0,), "halvings": 0}
+    search = older | _with_tuples(values)
+    augment = tuple(parse(text, Augmentation) if text else None for text in search["augment"])
+    return ScratchGrid(**search | {"augment": augment})
 
 
 def _recipe_from(values: Mapping[str, Any]) -> Recipe:

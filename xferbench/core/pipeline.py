@@ -20,8 +20,10 @@ from xferbench.core.interventions import (
     TRANSFER_ALL,
     Augmentation,
     BatchNormMode,
+    Crop,
     Edit,
     Finish,
+    FlipAndCrop,
     Head,
     Initialization,
     InjectedDuplicates,
@@ -234,21 +236,26 @@ class UserCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScratchGrid:
-    """The from-scratch grid: every combination of the values for ``steps`` steps, and the subject's own steps and rate.
+    """The search of the from-scratch baseline: every combination of the values, and the subject's own steps and rate.
 
     Attributes:
         lr, weight_decay, label_smoothing: values of fields of a :class:`Phase`.
-        augment: augmentations; None keeps that of the subject.
-        steps, batch_size: length of each training, with the schedule ``one-cycle``.
+        augment: augmentations; None for none.
+        steps: number of optimizer steps of the longest candidates, with a ``one-cycle`` schedule.
+        batch_size: number of examples in a batch.
+        halvings: number of rounds before the last, as in :class:`Selection`.
+        is_cut: whether a budget left out augmentations or steps, so that a better baseline may have been missed.
     """
 
     tag: ClassVar[str] = "Scratch"
-    lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    weight_decay: tuple[float, ...] = (0.01, 0.1)
-    label_smoothing: tuple[float, ...] = field(default=(0.0,), metadata={"added": True})
-    augment: tuple[Augmentation | None, ...] = field(default=(None,), metadata={"added": True})
+    lr: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    weight_decay: tuple[float, ...] = (0.1,)
+    label_smoothing: tuple[float, ...] = (0.0, 0.1)
+    augment: tuple[Augmentation | None, ...] = (None, Crop(), FlipAndCrop())
     steps: int = 500
     batch_size: int = 64
+    halvings: int = 2
+    is_cut: bool = field(default=False, metadata={"added": True})
 
 
 DEFAULT_SCRATCH_GRID = ScratchGrid()
@@ -389,6 +396,10 @@ class Selection:
         by: the view (of :data:`xferbench.study.trials.VIEWS`) that the candidates are compared on; never one of test images.
         keeping: a view on which a candidate must not be worse than the first one by more than the margin, or "".
         worst: whether the worst candidate is selected, for induced arms.
+        halvings: number of rounds of successive halving before the last round (Jamieson & Talwalkar 2016, arXiv:1502.07943).
+            Each round trains the candidates for half the steps of the next round, with a whole schedule, and the better half
+            goes on. After the last round, candidates beyond an edge of the search are tried once.
+        is_cut: whether a budget left out candidates, as in :class:`ScratchGrid`.
     """
 
     tag: ClassVar[str] = "Choice"
@@ -396,6 +407,8 @@ class Selection:
     by: str = "validation"
     keeping: str = ""
     worst: bool = False
+    halvings: int = 0
+    is_cut: bool = False
 
 
 Arm: TypeAlias = Pipeline | Selection

@@ -68,6 +68,7 @@ class ProfileRequest:
         code: the user's code that builds the network, or None.
         training: the user's training code, or None.
         checkpoint: the finished network of an audit, or None.
+        device: where the time of an example is measured.
     """
 
     arch: str
@@ -82,6 +83,7 @@ class ProfileRequest:
     code: UserCode | None = None
     training: UserCode | None = None
     checkpoint: Checkpoint | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

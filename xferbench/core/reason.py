@@ -40,6 +40,8 @@ class Code(Enum):
     BELOW_BEFORE_CORRECTION = auto()  # margin
     TO_DECIDE = auto()  # seeds, examples (None if no number suffices), grouped, at_these_seeds
     BUDGET_SPENT = auto()  # budget in seconds, seeds, planned
+    UNAFFORDABLE = auto()  # budget and needed, in seconds
+    SEARCH_CUT = auto()  # arm
     CHOSEN = auto()  # count, confidence
     BETTER_RECIPE = auto()  # cured, subject: accuracies
     DIVERGED = auto()  # arm, count, seeds
@@ -128,6 +130,7 @@ class Code(Enum):
     SUBJECT_LEARNT_NOTHING = auto()  # share
     SCRATCH_LEARNT_NOTHING = auto()  # share
     UNSEARCHED_COPIES = auto()  # kinds
+    SEARCH_COST = auto()  # scratch, cured: numbers of images that the searches trained
     SCRATCH_SEARCH = auto()  # grid, audit
     UNUSED_INPUT = auto()  # role
     HALF_JUDGED = auto()  # count

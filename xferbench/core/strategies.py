@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
@@ -14,6 +14,7 @@ from xferbench.core.interventions import (
     DANN,
     EVAL_MODE,
     HEAD_ONLY,
+    PRETRAINED,
     RANDOM,
     AdaptBatchNorm,
     Adapters,
@@ -29,12 +30,11 @@ from xferbench.core.interventions import (
     TopGroups,
     Trainable,
 )
-from xferbench.core.pipeline import Phase, Pipeline, Recipe, ScratchGrid, Selection
+from xferbench.core.pipeline import Phase, Pipeline, Preprocessing, Recipe, ScratchGrid, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from xferbench.core.interventions import Augmentation
 
 HEAD_LR = 1e-2
 HIGH_LR = 1e-2  # a learning rate at which all layers are known to degrade
@@ -351,35 +351,108 @@ def default_selection(pipeline: Pipeline) -> Selection:
 
     On four small targets at n = 50, 200 and 1000, this selection had a mean regret of .009 and a maximum of .046.
     """
+    return select_among(pipeline, default_recipes())
+
+
+def default_recipes() -> list[Recipe]:
+    """Return the candidates of :func:`default_selection`."""
     probe = replace(DEFAULT, lr=HEAD_LR)
-    return select_among(pipeline, [linear_probe(probe), lp_ft(replace(DEFAULT, lr=1e-3)), lp_ft(replace(DEFAULT, lr=3e-3))])
+    return [linear_probe(probe), lp_ft(replace(DEFAULT, lr=1e-3)), lp_ft(replace(DEFAULT, lr=3e-3))]
 
 
 def scratch_baseline(pipeline: Pipeline, grid: ScratchGrid) -> Selection:
-    """Return the tuned baseline.
+    """Return the search of the from-scratch baseline.
 
-    The first candidate has the subject's steps and rate, in one phase: the subject's last one. The others are the grid. An
-    untuned baseline is not a fair comparison (Brigato & Iocchi 2020). The settings of a finished network are unknown, so its
-    search has only the grid.
+    The first candidate has the subject's steps, rate and augmentation, in one phase: the subject's last one. The others are the
+    grid. An untuned baseline is not a fair comparison (Brigato & Iocchi 2020). The settings of a finished network are unknown,
+    so its search has only the grid.
     """
     phases = pipeline.recipe.phases
     subject_phase = replace(phases[-1], steps=sum(phase.steps for phase in phases), order="shuffled")
-    longer = replace(
-        subject_phase, optimizer="adamw", schedule="one-cycle", warmup=0, steps=grid.steps, batch_size=grid.batch_size
-    )
-    own = [] if pipeline.checkpoint else [from_scratch(subject_phase)]
-    searched = [
-        _augmented_scratch(replace(longer, lr=lr, weight_decay=decay, label_smoothing=smoothing), augmentation)
-        for lr, decay, smoothing, augmentation in product(grid.lr, grid.weight_decay, grid.label_smoothing, grid.augment)
-    ]
+    own = [] if pipeline.checkpoint else [replace(from_scratch(subject_phase), augment=pipeline.recipe.augment)]
     plain = replace(
         pipeline, serving=replace(pipeline.serving, mode=EVAL_MODE), checkpoint=None, edits=(), expected_training=None
     )
-    return select_among(plain, own + searched)
+    return _search(plain, [*own, *_grid_recipes(pipeline, grid, from_scratch)], grid)
 
 
-def _augmented_scratch(phase: Phase, augmentation: Augmentation | None) -> Recipe:
-    recipe = from_scratch(phase)
-    smoothing = f"label smoothing {phase.label_smoothing:g}" if phase.label_smoothing else ""
-    parts = (recipe.name, smoothing, str(augmentation or ""))
-    return replace(recipe, name=", ".join(filter(None, parts)), augment=augmentation)
+def pretrained_search(pipeline: Pipeline, grid: ScratchGrid) -> Selection:
+    """Return the search of the best pretrained recipe: the subject, the default recipes, and the grid of the baseline.
+
+    The network starts from the pretrained weights and trains all layers at a third of the rates. Augmentations, label
+    smoothing and budgets are those of the baseline, so that the two searches differ in the initial weights alone.
+    """
+    own = replace(pipeline.recipe, init=PRETRAINED) if pipeline.recipe.init == RANDOM else pipeline.recipe
+    lower = replace(grid, lr=tuple(lr / 3 for lr in grid.lr))
+    return _search(pipeline, [own, *default_recipes(), *_grid_recipes(pipeline, lower, full)], grid)
+
+
+def _grid_recipes(pipeline: Pipeline, grid: ScratchGrid, strategy: Callable[[Phase], Recipe]) -> list[Recipe]:
+    """Return a strategy at every combination of a grid; an image augmentation needs images."""
+    longest = replace(
+        pipeline.recipe.phases[-1],
+        optimizer="adamw",
+        schedule="one-cycle",
+        warmup=0,
+        head_lr=None,
+        layer_decay=1.0,
+        order="shuffled",
+        batchnorm=BATCHNORM_TRAIN,
+        steps=grid.steps,
+        batch_size=grid.batch_size,
+    )
+    is_image = isinstance(pipeline.data.train_preprocessing, Preprocessing)
+    recipes = []
+    for augment, smoothing, lr, decay in product(
+        grid.augment if is_image else (None,), grid.label_smoothing, grid.lr, grid.weight_decay
+    ):
+        recipe = strategy(replace(longest, lr=lr, weight_decay=decay, label_smoothing=smoothing))
+        parts = [recipe.name, str(augment) if augment else "", f"smoothing {smoothing:g}" if smoothing else ""]
+        recipes.append(replace(recipe, augment=augment, name=", ".join(filter(None, parts))))
+    return recipes
+
+
+def _search(pipeline: Pipeline, recipes: Sequence[Recipe], grid: ScratchGrid) -> Selection:
+    """Return a search among recipes, with their own augmentation, by successive halving."""
+    head = pipeline.recipe.head
+    candidates = [
+        replace(recipe, stop=pipeline.recipe.stop, head=head if is_mlp_head(head) else recipe.head) for recipe in recipes
+    ]
+    pipelines = tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in candidates))
+    return Selection(candidates=pipelines, halvings=grid.halvings, is_cut=grid.is_cut)
+
+
+def shorten(pipeline: Pipeline, divisor: int) -> Pipeline:
+    """Return a pipeline whose phases have a share of their steps, with their whole schedules."""
+
+    def shorter(phase: Phase) -> Phase:
+        steps = max(1, phase.steps // divisor)
+        return replace(phase, steps=steps, warmup=min(phase.warmup // divisor, steps - 1))
+
+    changed = map_phases(pipeline, shorter)
+    return replace(changed, recipe=replace(changed.recipe, name=f"{pipeline.recipe.name}, 1/{divisor} of the steps"))
+
+
+def candidates_beyond(best: Pipeline, candidates: Sequence[Pipeline]) -> tuple[Pipeline, ...]:
+    """Return candidates beyond the edges of a search at which its best candidate lies: another rate, and twice the steps.
+
+    Args:
+        best: the best candidate.
+        candidates: all candidates of the search.
+    """
+    phase = best.recipe.phases[-1]
+    alike = [candidate.recipe.phases[-1] for candidate in candidates if candidate.recipe.init == best.recipe.init]
+    rates = sorted({other.lr for other in alike if other.trainable == phase.trainable})
+    changes: list[dict[str, Any]] = []
+    if len(rates) > 1 and phase.lr in {rates[0], rates[-1]}:
+        changes.append({"lr": phase.lr * 3 if phase.lr == rates[-1] else phase.lr / 3})
+    if phase.steps >= max(other.steps for other in alike):
+        changes.append({"steps": 2 * phase.steps})
+    return tuple(
+        map_phases(
+            best,
+            lambda own, change=change: replace(own, **change) if own == phase else own,  # type: ignore[misc]
+            f"{best.recipe.name}, {', '.join(f'{name} {value:g}' for name, value in change.items())}",
+        )
+        for change in changes
+    )

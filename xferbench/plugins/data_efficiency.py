@@ -75,7 +75,9 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
 def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Arm]:
     *smaller, largest = sizes(pipeline, profile)
     arms = {size: replace_data(pipeline, train_size=size) for size in smaller} | {largest: pipeline}
-    grid = replace(pipeline.baseline, weight_decay=pipeline.baseline.weight_decay[:1])
+    grid = pipeline.baseline  # at every size only the rates are searched, with the last of the other settings
+    axes = {name: getattr(grid, name)[-1:] for name in ("weight_decay", "label_smoothing", "augment")}
+    grid = replace(grid, **axes, halvings=0)
     scratch_arms = {f"scratch-{size}": strategies.scratch_baseline(arm, grid) for size, arm in arms.items()}
     return {f"transfer-{size}": arm for size, arm in arms.items()} | scratch_arms
 

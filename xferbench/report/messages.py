@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core.comparison import Comparison
 from xferbench.core.interventions import REQUIREMENTS
 from xferbench.core.reason import Code, Reason
-from xferbench.report.format import format_harm_interval, format_points
+from xferbench.report.format import format_harm_interval, format_points, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -63,7 +63,8 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
         "harm is below the margin on average, but a few of the {seeds} seeds are far worse than the others: use ten or more"
     ),
     Code.NOT_ESTIMATED: "the harm could not be estimated",
-    Code.BUDGET_SPENT: "the budget of {budget:g} s ran out after {seeds} of {planned} seeds",
+    Code.BUDGET_SPENT: "the budget of {budget:g} s does not pay for more than {seeds} of {planned} seeds",
+    Code.SEARCH_CUT: "the budget affords only a part of the search of {arm}, which may have missed a better one: raise it",
     Code.CHOSEN: "chosen among {count} candidates with a confidence of {confidence:.0%}",
     Code.DIVERGED: "{arm} diverged at {count} of {seeds} seeds",
     Code.NO_GROUPS: "the data have no groups, so nothing shows whether a patient or a scene is on both sides",
@@ -339,19 +340,39 @@ def _at_edge(values: Values, _unit: str) -> str:
 
 
 def _scratch_search(values: Values, _unit: str) -> str:
-    grid, audit = values["grid"], values["audit"]
+    grid, full = values["grid"], values["full"]
     axes = (grid.lr, grid.weight_decay, grid.label_smoothing)
     rates, decays, smoothings = (" and ".join(f"{value:g}" for value in axis) for axis in axes)
-    grid_text = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
-    grid_text += f", label smoothing {smoothings}" if any(grid.label_smoothing) else ""
-    grid_text += f", augmentation {' and '.join(str(value or 'none') for value in grid.augment)}" if any(grid.augment) else ""
-    if audit:
-        return f"scratch was tuned on a grid that fits the budget, not on the default grid: {grid_text}"
-    return f"scratch was tuned on the grid of the suite, not on the default grid: {grid_text}, and the subject's own values"
+    augmentations = " and ".join(str(value or "none") for value in grid.augment)
+    text = (
+        f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}, label smoothing {smoothings}, "
+        f"augmentation {augmentations}"
+    )
+    if grid != full and grid.steps <= full.steps:
+        return (
+            f"the budget affords only a part of the search for the from-scratch baseline: {text}. A larger budget may find a "
+            "better baseline, and a verdict against scratch holds for this search only"
+        )
+    return f"scratch was tuned by the search of the suite, not by the default search: {text}, and the subject's own values"
+
+
+def _search_cost(values: Values, _unit: str) -> str:
+    scratch, cured = (f"{values[name] / 1000:,.0f} thousand" for name in ("scratch", "cured"))
+    return f"the searches of negative-transfer trained {scratch} images from scratch and {cured} from pretrained weights"
+
+
+def _unaffordable(values: Values, _unit: str) -> str:
+    needed, budget = (format_seconds(values[name]) for name in ("needed", "budget"))
+    return (
+        f"nothing was trained: the budget is {budget}, and a first verdict needs about {needed} on one worker, even with the "
+        "smallest search of scratch. Raise budget, or choose fewer plugins, fewer seeds (looks), or a recipe with fewer steps"
+    )
 
 
 SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.NO_BASELINE: _no_baseline,
+    Code.UNAFFORDABLE: _unaffordable,
+    Code.SEARCH_COST: _search_cost,
     Code.CONTROL_IMPROVES: _control_improves,
     Code.NO_POWER: _no_power,
     Code.TO_DECIDE: _to_decide,

@@ -14,10 +14,14 @@ from xferbench.core.run import Provenance, Run
 from xferbench.report import messages
 from xferbench.runner import preregistration
 from xferbench.runner.environment import describe_environment
-from xferbench.study import arms, describe, findings, followup, forecast, schedule, trials
+from xferbench.study import describe, findings, followup, forecast, schedule, trials
 from xferbench.study.contrast_result import MAX_BASELINE_MARGIN
+from xferbench.study.cost import training_cost
+from xferbench.study.selection import FIRST_TUNING_SEED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from xferbench.core.suite import Suite
     from xferbench.runner.execute import StudyResult
     from xferbench.study.study import TrialRequest
@@ -210,13 +214,26 @@ def _subject_notes(executed: StudyResult) -> list[Reason]:
     return []
 
 
+def _searched_images(requests: Iterable[TrialRequest], arm: str) -> float:
+    """Return the number of images that the search of an arm of ``negative-transfer`` trained."""
+    tuned = {
+        request.trial.model.base
+        for request in requests
+        if request.plugin == "negative-transfer" and request.arm == arm and request.seed >= FIRST_TUNING_SEED
+    }
+    return sum(map(training_cost, tuned))
+
+
 def _scratch_notes(executed: StudyResult) -> list[Reason]:
     """Return notes about an unusual search for the from-scratch baseline, and about a baseline that learned nothing."""
     study, step = executed.study, executed.step
     notes: list[Reason] = []
     has_scratch = any("scratch" in state.arms for state in step.states)
-    if has_scratch and (grid := arms.scratch_grid(study)) != ScratchGrid():
-        notes.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=study.suite.is_audit))
+    if has_scratch and study.search != ScratchGrid():
+        notes.append(because(Code.SCRATCH_SEARCH, grid=study.search, full=study.suite.scratch))
+    if any(state.plugin.id == "negative-transfer" and state.arms and state.arms["cured"].candidates for state in step.states):
+        images = {arm: _searched_images(step.requests, arm) for arm in ("scratch", "cured")}
+        notes.append(because(Code.SEARCH_COST, **images))
     for state in step.states:
         records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, _, seed in records if arm == "scratch"})

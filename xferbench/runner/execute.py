@@ -27,9 +27,10 @@ from xferbench.runner.engines import local
 from xferbench.runner.environment import torch_version
 from xferbench.runner.profile import profile_pipeline
 from xferbench.study import batching, followup, schedule
+from xferbench.study.affordable import afford
+from xferbench.study.cost import training_cost
 from xferbench.study.forecast import Forecast, decision_power, forecast_study
 from xferbench.study.study import Study, subject_arm
-from xferbench.study.trials import training_cost
 
 if TYPE_CHECKING:
     import sqlite3
@@ -153,10 +154,11 @@ def open_study(
     with store.open_store(path) as db, _lazy_workers(workers or default_workers(device)) as engine:
         on_progress(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
         context = ComputeContext(device=_resolve_device(device, engine), torch=torch, lab=LAB_VERSION)
-        pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), engine)
+        pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), engine, context.device)
         warn_of_low_power(suite, profile, plugins, on_progress)
         subject = subject_arm(suite, pipeline)
-        yield Study(suite=suite, profile=profile, plugins=plugins, subject=subject, context=context), db, engine
+        study = Study(suite=suite, profile=profile, plugins=plugins, subject=subject, context=context)
+        yield afford(study), db, engine
 
 
 def warn_of_low_power(

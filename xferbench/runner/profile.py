@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core import files
@@ -27,12 +29,17 @@ if TYPE_CHECKING:
     from xferbench.core.plugin import Profile
     from xferbench.core.suite import Suite
 
+PROFILED_DEVICES = ("cpu", "cuda", "mps")
 MIN_AUDIT_IMAGES = 8  # minimum number of test images of an audit
-PROFILE_VERSION = 5  # raise when a profile has new fields
+PROFILE_VERSION = 6  # raise when a profile has new fields
 
 
 def profile_pipeline(
-    suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable[[], Callable[..., Future[Any]]] | None
+    suite: Suite,
+    db: sqlite3.Connection,
+    cache: Path,
+    engine: Callable[[], Callable[..., Future[Any]]] | None,
+    device: str = "cpu",
 ) -> tuple[Pipeline, Profile]:
     """Return the user's pipeline with the digests of its files, and its profile from the store or from a worker.
 
@@ -42,7 +49,7 @@ def profile_pipeline(
     """
     inputs.check_inputs(suite)
     digester = store.cached_digester(db, files.sha256)
-    request = _profile_request(suite, digester)
+    request = replace(_profile_request(suite, digester), device=device)
     key = _profile_key(request)
     profile = store.get_profile(db, key)
     if profile is None:
@@ -118,11 +125,12 @@ def _profile_key(request: ProfileRequest) -> str:
     backbone = (request.arch, request.weights, request.target, request.preprocessing)
     data = (request.train_size, request.test_size, request.source, request.source_classes, request.shifted)
     user_inputs: tuple[UserCode | Checkpoint | None, ...] = ()
+    device = () if request.device == "cpu" else (request.device,)  # a profile has times
     if request.checkpoint:
         user_inputs = (request.code, request.training, request.checkpoint)
     elif request.code or request.training:
         user_inputs = (request.code, request.training)
-    return digest((LAB_VERSION, PROFILE_VERSION, *backbone, *data, *user_inputs))
+    return digest((LAB_VERSION, PROFILE_VERSION, *backbone, *data, *user_inputs, *device))
 
 
 def _compute_profile(
@@ -182,7 +190,7 @@ def cached_profile(suite: Suite, path: Path) -> Profile | None:
         inputs.check_inputs(suite)
         return None
     with store.open_store(path) as db:
-        try:
-            return profile_pipeline(suite, db, store.cache_folder(path), None)[1]
-        except LookupError:
-            return None
+        for device in PROFILED_DEVICES:
+            with suppress(LookupError):
+                return profile_pipeline(suite, db, store.cache_folder(path), None, device)[1]
+    return None

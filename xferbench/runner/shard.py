@@ -100,8 +100,8 @@ def run_shard(
     """Compute a share of a suite, as far as the store at ``path`` contains the records that it depends on.
 
     Raises:
-        UserError: as for :func:`xferbench.runner.execute.execute`; if ``plan`` is the file of another frozen plan; or for an
-            audit with a baseline that is trained for a time, because this means different steps on each machine.
+        UserError: as for :func:`xferbench.runner.execute.execute`; if ``plan`` is the file of another frozen plan; or if the
+            search of the from-scratch baseline depends on the time that each machine measures.
     """
     if shard.count > 1 and suite.checkpoint.scratch_budget is not None:
         do = "leave out the baseline (scratch), or run the whole audit on one machine"
@@ -114,6 +114,12 @@ def run_shard(
     records: dict[str, Record] = {}
     counter, is_mine = WorkCounter(), partial(is_owner, shard)
     with open_study(suite, path, device, workers, on_progress) as (study, db, engine):
+        if shard.count > 1 and (study.lacking_seconds is not None or study.search != suite.scratch):
+            raise UserError(
+                "--shard needs a budget that pays for the whole search of scratch",
+                found=f"budget = {suite.rules.budget:g} s, and a search that would be cut by the time measured on each machine",
+                do="raise budget, or state a smaller search in [scratch]",
+            )
         submit = partial(submit_group, engine, store.cache_folder(path))
         step = run_to_completion(study, records, db, submit, counter, on_progress, is_mine)
         if not step.pending and (planned := followup.followup_study(study, step)):

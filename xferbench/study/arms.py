@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.core.pipeline import Arm, Pipeline, ScratchGrid, Selection
+from xferbench.core.pipeline import Arm, Pipeline, Selection
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.strategies import scratch_baseline
 from xferbench.study import feasibility
@@ -13,9 +13,6 @@ from xferbench.study import feasibility
 if TYPE_CHECKING:
     from xferbench.core.plugin import Plugin
     from xferbench.study.study import Study
-
-
-MIN_SCRATCH_STEPS, MAX_SCRATCH_STEPS = 10, 5000  # steps of a from-scratch baseline with a budget
 
 
 def plugin_arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
@@ -28,7 +25,7 @@ def plugin_arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Ar
         arms |= {f"beside:{name}": arm for name, arm in plugin.extra_arms(subject, study.profile).items()}
     has_margin = any(contrast.kind == "paired" for contrast in plugin.contrasts)  # an invariant needs no baseline
     if (has_margin or _uses_scratch(plugin)) and not _lacks_scratch(study, subject):
-        arms["scratch"] = scratch_baseline(subject, scratch_grid(study))
+        arms["scratch"] = scratch_baseline(subject, subject.baseline)
     return feasibility.supported_arms(feasibility.feasible_arms(arms, study.profile), subject, study.profile.user_code.supports)
 
 
@@ -65,17 +62,6 @@ def why_not_scorable(plugin: Plugin, study: Study, subject: Pipeline) -> Reason 
     return because(Code.HEAD_TOO_SMALL, outputs=outputs, classes=classes)
 
 
-def scratch_grid(study: Study) -> ScratchGrid:
-    """Return the grid of the from-scratch baseline: that of the suite, or for an audit what its budget allows on one worker."""
-    budget, grid = study.suite.checkpoint.scratch_budget, study.suite.scratch
-    if budget is None:
-        return grid
-    grid = replace(grid, weight_decay=grid.weight_decay[:1], batch_size=32)
-    trainings = len(grid.lr) + 1  # each rate once, then the best one with the seed of the verdict
-    steps = budget / (trainings * grid.batch_size * max(study.profile.timing.seconds_step, 1e-6))
-    return replace(grid, steps=int(min(max(steps // 10 * 10, MIN_SCRATCH_STEPS), MAX_SCRATCH_STEPS)))
-
-
 def induced_arms(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
     """Return the induced arms, ``induced:VARIANT``, which are derived from the resolved cure."""
     arms = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.profile).items()}
@@ -84,5 +70,7 @@ def induced_arms(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm
 
 def why_not_supported(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> Reason | None:
     """Return why the user's training code does not support a plugin's arms, or None; ``cured`` is the resolved cure."""
+    if any(contrast.kind == "paired" and "cured" not in {arm for arm, _ in contrast.weights} for contrast in plugin.contrasts):
+        return None  # it compares the subject with another arm than the cured one
     induced = plugin.induce(cured, study.profile).values() if cured else ()
     return feasibility.why_unsupported(plugin.cure(subject, study.profile), induced, subject, study.profile.user_code.supports)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.core.interventions import OWN_HEAD
-from xferbench.study.trials import training_cost
+from xferbench.study.cost import training_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

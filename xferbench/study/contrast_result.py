@@ -58,6 +58,11 @@ class ContrastResult:
         )
         return next(failures, None)
 
+    def cut_arm(self, sign: float) -> str:
+        """Return an arm whose weight has a sign and whose search was cut by a budget, or ""."""
+        arms = (arm for (arm, _), weight in self.contrast.weights.items() if weight * sign > 0)
+        return next((arm for arm in arms if arm in self.state.arms and self.state.arms[arm].is_cut), "")
+
     @property
     def compares_with_cure(self) -> bool:
         """Whether the subject is compared with the cured arm, and not with another arm such as scratch."""
@@ -135,12 +140,17 @@ def remedy(result: ContrastResult, verdict: str) -> tuple[dict[str, Any] | None,
     before, after = result.state.arms["subject"].pipeline, result.state.arms["cured"].pipeline
     if verdict != "FAIL":
         return None, None
-    if before is None or after is None or before == after:
-        return describe_patch(result.state, verified=False), None
+    if before is None or after is None:
+        return None, None
     repaired = estimates.swap_arm(result.contrast, "subject", "cured")
     remaining = estimates.estimate_contrast(repaired, result.records, result.decision.seeds, result.rules)
-    verified = not remaining.error and bool(remaining.estimate.high < result.rules.margin)
-    return describe_patch(result.state, verified=verified), None if verified or remaining.error else remaining.estimate
+    verified = before != after and not remaining.error and bool(remaining.estimate.high < result.rules.margin)
+    scratch = result.state.arms["scratch"].pipeline if "scratch" in result.state.arms else None
+    if not verified and scratch is not None and any(arm == "scratch" for arm, _ in result.contrast.weights):
+        patch = pipeline_patch(before, scratch, result.state.recorded)  # the harm is measured against scratch itself
+        return {"text": result.state.plugin.remedy, "patch": patch, "verified": True}, None
+    is_open = verified or before == after or bool(remaining.error)
+    return describe_patch(result.state, verified=verified), None if is_open else remaining.estimate
 
 
 def describe_patch(state: PluginState, *, verified: bool) -> dict[str, Any] | None:

@@ -114,6 +114,8 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         selected=result.is_selected,
         finished=result.is_finished,
         control_improves=result.compares_with_cure and cost is not None and cost.estimate.high < -rules.margin,
+        may_understate=result.cut_arm(1.0),
+        may_overstate=result.cut_arm(-1.0),
         seeds_apart=estimates.has_seeds_apart(decision.harm, rules.margin),
         variant=variant,
         cost=None if cost is None or cost.error else cost.estimate,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xferbench.analysis import power
 from xferbench.config.render import describe_pipeline, describe_recipe
-from xferbench.core.pipeline import MAX_HELD_OUT_EXAMPLES, Arm, Pipeline, Selection
+from xferbench.core.pipeline import Arm, Pipeline, Selection
 from xferbench.core.reason import Code, Reason, because
-from xferbench.study import plugin_state, selection, trial_requests
+from xferbench.study import cost, plugin_state, selection, trial_requests
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
 from xferbench.study.selection import ResolvedArm
-from xferbench.study.trials import training_cost, training_spec
+from xferbench.study.study import describe_cut, why_unaffordable
+from xferbench.study.trials import training_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from xferbench.core.plugin import Plugin
     from xferbench.core.record import Record
     from xferbench.core.suite import Suite
-    from xferbench.core.trial import TrainingSpec, Trial
     from xferbench.study.study import Study, TrialRequest
 
 
@@ -37,6 +37,8 @@ class Forecast:
         last: the same numbers up to the last look.
         seconds: time of the missing trials up to the first and up to the last look, divided by the number of workers.
         power: what the test set can decide, or None.
+        lacking: why nothing would be run, if the budget does not pay for the first look; else None.
+        search: what the budget affords of the search of scratch, if it is not the whole one; else None.
     """
 
     arms: Mapping[str, Mapping[str, str]]
@@ -45,31 +47,20 @@ class Forecast:
     last: Mapping[str, int]
     seconds: tuple[float, float]
     power: power.DecisionPower | None
+    lacking: Reason | None = None
+    search: Reason | None = None
 
 
 def forecast_study(study: Study, records: Mapping[str, Record], workers: int) -> Forecast:
     """Return the forecast of a study: the trials that it requests, and how many of them are in ``records``."""
-    suite, subject = study.suite, _assumed_pipeline(study.subject, study, records)
-    requests = trial_requests.selection_requests("", "subject", study.subject, study)
-    states, descriptions = [], {}
-    for plugin in study.plugins:
-        skipped, arms = _feasible_arms(plugin, study, subject, records)
-        for name, arm in arms.items():
-            requests += trial_requests.selection_requests(plugin.id, name, arm, study)
-        resolved = {name: ResolvedArm(pipeline=_assumed_pipeline(arm, study, records)) for name, arm in arms.items()}
-        states.append(plugin_state.PluginState(plugin=plugin, skipped=skipped, arms=resolved))
-        requests += trial_requests.start_requests(
-            states[-1], range(suite.rules.seed, suite.rules.seed + suite.rules.looks[0]), study
-        )
-        descriptions[plugin.id] = {name: _describe_arm(arm, study, records) for name, arm in arms.items()}
-        if arms and isinstance(study.subject, Selection):
-            descriptions[plugin.id]["subject"] = _describe_arm(study.subject, study, records)
+    suite = study.suite
+    states, requests, descriptions = _plan(study, records)
     counts, seconds = [], []
     for look in (suite.rules.looks[0], suite.rules.looks[-1]):
         all_requests = [*requests, *_look_requests(look, states, study)]
         missing = {request.trial.key: request.trial for request in all_requests if request.trial.key not in records}
         counts.append(_count(all_requests, records))
-        seconds.append(_worker_seconds(missing, study) / workers)
+        seconds.append(cost.planned_seconds(missing.values(), study.profile) / workers)
     examples = study.profile.data.test_groups or study.profile.data.test
     return Forecast(
         arms={state.plugin.id: descriptions[state.plugin.id] for state in states if not state.skipped},
@@ -78,7 +69,46 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
         last=counts[1],
         seconds=(seconds[0], seconds[1]),
         power=decision_power(suite, examples, [state.plugin for state in states if not state.skipped]),
+        lacking=why_unaffordable(study),
+        search=describe_cut(study),
     )
+
+
+def first_look_requests(study: Study) -> list[TrialRequest]:
+    """Return what a study requests up to its first look, as if nothing were stored."""
+    states, requests, _ = _plan(study, {})
+    return [*requests, *_look_requests(study.suite.rules.looks[0], states, study)]
+
+
+def _plan(
+    study: Study, records: Mapping[str, Record]
+) -> tuple[list[plugin_state.PluginState], list[TrialRequest], dict[str, dict[str, str]]]:
+    """Return the states of the plugins, the requests before the first look, and a description of each arm by plugin."""
+    suite, subject = study.suite, _assumed_pipeline(study.subject, study, records)
+    requests = trial_requests.selection_requests("", "subject", study.subject, study, records, assume=True)
+    states, descriptions = [], {}
+    for plugin in study.plugins:
+        skipped, arms = _feasible_arms(plugin, study, subject, records)
+        for name, arm in arms.items():
+            requests += trial_requests.selection_requests(plugin.id, name, arm, study, records, assume=True)
+        resolved = {name: ResolvedArm(pipeline=_assumed_pipeline(arm, study, records)) for name, arm in arms.items()}
+        states.append(_with_crash(plugin_state.PluginState(plugin=plugin, skipped=skipped, arms=resolved), study))
+        first_seeds = range(suite.rules.seed, suite.rules.seed + suite.rules.looks[0])
+        requests += trial_requests.start_requests(states[-1], first_seeds, study)
+        descriptions[plugin.id] = {name: _describe_arm(arm, study, records) for name, arm in arms.items()}
+        if arms and isinstance(study.subject, Selection):
+            descriptions[plugin.id]["subject"] = _describe_arm(study.subject, study, records)
+    return states, requests, descriptions
+
+
+def _with_crash(state: plugin_state.PluginState, study: Study) -> plugin_state.PluginState:
+    """Return a state with the error of a contrast whose views do not exist. Such a plugin requests nothing more."""
+    try:
+        trial_requests.contrast_requests(state, (study.suite.rules.seed,), study, {})
+        trial_requests.invariant_requests(state, (study.suite.rules.seed,), study)
+    except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
+        return replace(state, error=f"{type(error).__name__}: {error}")
+    return state
 
 
 def _look_requests(look: int, states: Sequence[plugin_state.PluginState], study: Study) -> list[TrialRequest]:
@@ -124,7 +154,8 @@ def _assumed_pipeline(arm: Arm, study: Study, records: Mapping[str, Record]) -> 
     if resolved is not None and resolved.pipeline is not None:
         return resolved.pipeline
     assert isinstance(arm, Selection)
-    return max(arm.candidates, key=lambda candidate: training_cost(training_spec(candidate, 0)))
+    *_, last = selection.search_rounds(arm, study, records, assume=True)
+    return max(last.candidates, key=lambda candidate: cost.training_cost(training_spec(candidate, 0)))
 
 
 def _describe_arm(arm: Arm, study: Study, records: Mapping[str, Record]) -> str:
@@ -156,16 +187,3 @@ def _count(requests: list[TrialRequest], records: Mapping[str, Record]) -> dict[
         "trials unique": len(trials),
         "trials in the store": sum(key in records for key in trials),
     }
-
-
-def _worker_seconds(missing: Mapping[str, Trial], study: Study) -> float:
-    """Return the time of one worker: training by examples seen, evaluation by examples scored."""
-    profile = study.profile
-    specs: dict[TrainingSpec, None] = {trial.model.base: None for trial in missing.values()}
-    training_seconds = sum(training_cost(spec) for spec in specs) * profile.timing.seconds_step
-    half = profile.data.test // 2
-    sizes = {"validation": profile.data.validation, "held-out": MAX_HELD_OUT_EXAMPLES, "screen": half, "confirm": half}
-    # Other evaluations count all test images, because the number of images without a copy is not known in advance.
-    views = [trial.view for trial in missing.values() if trial.view.measure == "predictions"]
-    scored_examples = sum(sizes.get(view.examples, profile.data.test) for view in views)
-    return training_seconds + scored_examples * profile.timing.seconds_forward

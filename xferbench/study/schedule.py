@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.analysis import estimates, sequential
 from xferbench.core.reason import Code, Reason, because
-from xferbench.study import batching, selection
+from xferbench.study import batching, cost, selection
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
 from xferbench.study.plugin_state import PluginState
+from xferbench.study.study import why_unaffordable
 from xferbench.study.trial_requests import (
     contrast_margin,
     contrast_requests,
@@ -73,11 +74,11 @@ def next_schedule(study: Study, records: Mapping[str, Record]) -> Schedule:
 
 def _next_stage(study: Study, records: Mapping[str, Record]) -> Schedule:
     """Return the next stage of a study, with teachers and students together."""
-    if study.profile.user_code.crash:
-        return Schedule(
-            states=tuple(PluginState(plugin=plugin, error=study.profile.user_code.crash) for plugin in study.plugins)
-        )
-    requests = selection_requests("", "subject", study.subject, study)
+    crash = study.profile.user_code.crash
+    unaffordable = None if crash else why_unaffordable(study)
+    if crash or unaffordable:
+        return Schedule(states=tuple(PluginState(plugin=plugin, error=crash, skipped=unaffordable) for plugin in study.plugins))
+    requests = selection_requests("", "subject", study.subject, study, records)
     subject = selection.select(study.subject, study, records)
     if subject is None:
         wanted = batching.unique_trials(requests)
@@ -115,7 +116,7 @@ def _resolve_plugin(
 
     def resolve(arms: Mapping[str, Arm]) -> None:
         for name, arm in arms.items():
-            requests.extend(selection_requests(plugin.id, name, arm, study))
+            requests.extend(selection_requests(plugin.id, name, arm, study, records))
             resolved_arm = selection.select(arm, study, records)
             if resolved_arm is None:
                 pending.append(name)
@@ -145,8 +146,8 @@ def _resolve_plugin(
 
 def _judges_selection(plugin: Plugin, subject: Pipeline) -> bool:
     """Return whether a verdict of the plugin compares the subject with a cure that is trained."""
-    paired = (contrast for contrast in plugin.contrasts if contrast.kind == "paired")
-    return subject.checkpoint is None and any(arm == "cured" for contrast in paired for arm, _ in contrast.weights)
+    weighed = [{arm for arm, _ in contrast.weights} for contrast in plugin.contrasts if contrast.kind == "paired"]
+    return subject.checkpoint is None and any({"cured", "subject"} <= arms for arms in weighed)
 
 
 def _run_looks(study: Study, initial: Schedule, records: Mapping[str, Record]) -> Schedule:
@@ -161,7 +162,9 @@ def _run_looks(study: Study, initial: Schedule, records: Mapping[str, Record]) -
             before = suite.rules.looks[number - 2]
             if not any(contrast_requests(state, _look_seeds(suite, before), study, decisions) for state in initial.states):
                 return None
-            if recorded_seconds(schedule.requests, records) >= suite.rules.budget:
+            new = _new_requests(study, initial, _look_seeds(suite, look), decisions)
+            planned = cost.planned_seconds([request.trial for request in (*schedule.requests, *new)], study.profile)
+            if planned > suite.rules.budget:
                 stopped = because(Code.BUDGET_SPENT, budget=suite.rules.budget, seeds=before, planned=suite.rules.looks[-1])
                 return None
         seeds = _look_seeds(suite, look)
@@ -176,6 +179,12 @@ def _look_seeds(suite: Suite, look: int) -> tuple[int, ...]:
     return tuple(range(suite.rules.seed, suite.rules.seed + look))
 
 
+def _new_requests(
+    study: Study, schedule: Schedule, seeds: tuple[int, ...], decisions: Mapping[str, SequentialDecision]
+) -> list[TrialRequest]:
+    return [request for state in schedule.states for request in contrast_requests(state, seeds, study, decisions)]
+
+
 def _look_fields(
     study: Study,
     schedule: Schedule,
@@ -186,7 +195,7 @@ def _look_fields(
 ) -> dict[str, Any]:
     """Return the fields of the schedule at a look: all requests so far, and the trials of the look if a record is missing."""
     suite = study.suite
-    new = [request for state in schedule.states for request in contrast_requests(state, seeds, study, decisions)]
+    new = _new_requests(study, schedule, seeds, decisions)
     if number == 1:  # an invariant that holds by construction at a few seeds holds at all seeds
         new += [request for state in schedule.states for request in invariant_requests(state, seeds, study)]
     requests = {
@@ -256,12 +265,6 @@ def _decide_contrast(
         for variant in state.variants
     }
     return replace(decision, controls=controls)
-
-
-def recorded_seconds(requests: Sequence[TrialRequest], records: Mapping[str, Record]) -> float:
-    """Return the recorded seconds of all requests, each trial and each training once, whether computed now or earlier."""
-    keys = dict.fromkeys(request.trial.key for request in requests)
-    return sum(records[key].seconds for key in keys if key in records) + training_seconds(requests, records)
 
 
 def training_seconds(requests: Sequence[TrialRequest], records: Mapping[str, Record]) -> float:

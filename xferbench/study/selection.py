@@ -12,10 +12,11 @@ from xferbench.config.loader import SELECTION_SEED_START
 from xferbench.config.render import describe_recipe
 from xferbench.core.interventions import FitClassBias
 from xferbench.core.pipeline import Arm, Pipeline, Selection
+from xferbench.core.strategies import candidates_beyond, shorten
 from xferbench.study.trials import VIEWS, make_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from xferbench.core.record import Record
     from xferbench.core.trial import Trial
@@ -61,6 +62,7 @@ class ResolvedArm:
     candidates: tuple[CandidateScore, ...] = ()
     error: str = ""
     is_alternative: bool = False
+    is_cut: bool = False
 
     @property
     def at_edge(self) -> str:
@@ -94,16 +96,85 @@ def strategy_key(pipeline: Pipeline) -> tuple[str, ...]:
     )
 
 
-def selection_trials(arm: Arm, study: Study) -> list[Trial]:
-    """Return the trials of a selection: for each candidate, each view of the selection and each tuning seed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """The candidates that a selection trains in a round, with so many tuning seeds."""
+
+    candidates: tuple[Pipeline, ...]
+    seeds: int
+
+
+def selection_trials(arm: Arm, study: Study, records: Mapping[str, Record], *, assume: bool = False) -> list[Trial]:
+    """Return the trials of a selection as far as its candidates are known: each candidate, view and tuning seed of each round.
+
+    Args:
+        arm: a pipeline, which has no such trials, or a selection.
+        study: the study.
+        records: records by key.
+        assume: whether the first candidates are taken to win a round whose records are missing, for a forecast.
+    """
     if isinstance(arm, Pipeline):
         return []
+    trials = (
+        trial
+        for tried in search_rounds(arm, study, records, assume=assume)
+        for candidate in tried.candidates
+        for trial in _candidate_trials(arm, candidate, study, tried.seeds)
+    )
+    return list({trial.key: trial for trial in trials}.values())
+
+
+def search_rounds(arm: Selection, study: Study, records: Mapping[str, Record], *, assume: bool = False) -> Iterator[Round]:
+    """Yield the rounds of a selection, until the records of a round are missing or have a crash.
+
+    The rounds of successive halving have one tuning seed, because each of them only leaves out the worse half. The last round
+    has the other candidates at all their steps, and those beyond an edge of the search if there was a halving.
+    """
+    candidates, seeds = arm.candidates, study.suite.rules.tuning_seeds
+    for halving in range(arm.halvings, 0, -1):
+        tried = Round(candidates=tuple(shorten(candidate, 2**halving) for candidate in candidates), seeds=1)
+        yield tried
+        scores = _round_scores(arm, tried, study, records)
+        if isinstance(scores, str) or (scores is None and not assume):
+            return
+        ranks = _ranks(scores) if scores else list(range(len(candidates)))
+        candidates = tuple(candidates[index] for index in sorted(ranks[: -(-len(candidates) // 2)]))
+    last = Round(candidates=candidates, seeds=seeds)
+    scores = _round_scores(arm, last, study, records) if arm.halvings else None
+    if isinstance(scores, str) or not arm.halvings or (scores is None and not assume):
+        yield last
+        return
+    best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst) if scores else None
+    winner = candidates[-1] if best is None else best.pipeline  # the last of a grid has its highest rate and all its steps
+    yield replace(last, candidates=(*candidates, *candidates_beyond(winner, arm.candidates)))
+
+
+def _ranks(scores: Sequence[CandidateScore]) -> list[int]:
+    """Return the indices of candidates from the best to the worst; the first of equal candidates comes first."""
+    return sorted(range(len(scores)), key=lambda index: -np.nan_to_num(scores[index].score, nan=-np.inf))
+
+
+def _candidate_trials(arm: Selection, candidate: Pipeline, study: Study, count: int) -> list[Trial]:
+    """Return the trials of a candidate: one for each view of the selection and each of some tuning seeds."""
     first = FIRST_TUNING_SEED + study.suite.rules.seed  # another seed of the suite repeats the selection too
-    seeds = range(first, first + study.suite.rules.tuning_seeds)
     views = [view for view in (arm.by, arm.keeping) if view]
-    return [
-        make_trial(candidate, view, seed, study.context) for candidate in arm.candidates for view in views for seed in seeds
-    ]
+    return [make_trial(candidate, view, seed, study.context) for view in views for seed in range(first, first + count)]
+
+
+def _round_scores(
+    arm: Selection, tried: Round, study: Study, records: Mapping[str, Record]
+) -> list[CandidateScore] | str | None:
+    """Return the scores of candidates; None while records are missing, and the crash of a candidate if there is one."""
+    scores = []
+    for candidate in tried.candidates:
+        keys = [trial.key for trial in _candidate_trials(arm, candidate, study, tried.seeds)]
+        if any(key not in records for key in keys):
+            return None
+        candidate_records = [records[key] for key in keys]
+        if error := _selection_error(candidate, candidate_records):
+            return error
+        scores.append(_candidate_score(candidate, arm, candidate_records, study.suite.rules.metric))
+    return scores
 
 
 def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm | None:
@@ -120,16 +191,16 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
     if isinstance(arm, Pipeline):
         return ResolvedArm(pipeline=arm)
     metric = study.suite.rules.metric
-    scores, predictions = [], []
-    for candidate in arm.candidates:
-        keys = [trial.key for trial in selection_trials(replace(arm, candidates=(candidate,)), study)]
-        if any(key not in records for key in keys):
-            return None
-        candidate_records = [records[key] for key in keys]
-        if error := _selection_error(candidate, candidate_records):
-            return ResolvedArm(pipeline=None, error=error)
-        scores.append(_candidate_score(candidate, arm, candidate_records, metric))
-        predictions.append(candidate_records[0].predictions)
+    rounds = list(search_rounds(arm, study, records))
+    scored = [_round_scores(arm, tried, study, records) for tried in rounds]
+    error = next((scores for scores in scored if isinstance(scores, str)), "")
+    if error:
+        return ResolvedArm(pipeline=None, error=error)
+    if any(scores is None for scores in scored):
+        return None
+    *earlier, scores = [scores for scores in scored if isinstance(scores, list)]
+    firsts = (_candidate_trials(arm, candidate, study, 1)[0] for candidate in rounds[-1].candidates)
+    predictions = [records[trial.key].predictions for trial in firsts]
     is_screened = any(edit.screened for candidate in arm.candidates for edit in candidate.edits)
     if arm.candidates[0].checkpoint and VIEWS[arm.by].examples == "validation" and not is_screened:
         shares = metrics.selection_frequencies([values for values in predictions if values is not None], metric)
@@ -137,7 +208,8 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
     best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst)
     if best is None or not np.isfinite(best.score):
         return ResolvedArm(pipeline=None, candidates=tuple(scores), error=f"no candidate has a {metric} on validation")
-    return ResolvedArm(pipeline=best.pipeline, candidates=tuple(scores))
+    tried = (*scores, *(score for scores in earlier for score in scores))
+    return ResolvedArm(pipeline=best.pipeline, candidates=tried, is_cut=arm.is_cut)
 
 
 def best_alternative(selected: ResolvedArm, subject: Pipeline, study: Study) -> ResolvedArm:

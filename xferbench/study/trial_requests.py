@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from xferbench.analysis.sequential import SequentialDecision
     from xferbench.core.pipeline import Arm
     from xferbench.core.plugin import Contrast
+    from xferbench.core.record import Record
     from xferbench.core.suite import Rules
     from xferbench.core.trial import ComputeContext
     from xferbench.study.plugin_state import PluginState
     from xferbench.study.study import Study
 
 
-def selection_requests(plugin: str, name: str, arm: Arm, study: Study) -> list[TrialRequest]:
-    """Return the requests of an arm's selection, after those of its teachers."""
+def selection_requests(
+    plugin: str, name: str, arm: Arm, study: Study, records: Mapping[str, Record], *, assume: bool = False
+) -> list[TrialRequest]:
+    """Return the requests of an arm's selection, after those of its teachers; see :func:`selection.selection_trials`."""
     requests = [
         TrialRequest(plugin=plugin, arm=name, view="validation", seed=trial.model.base.seed, trial=trial)
-        for trial in selection.selection_trials(arm, study)
+        for trial in selection.selection_trials(arm, study, records, assume=assume)
     ]
     return [*teacher_requests(requests), *requests]
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xferbench.core.interventions import (
-    BATCHNORM_EVAL,
     EVAL_MODE,
-    HEAD_ONLY,
     OWN_HEAD,
     PRETRAINED,
     RANDOM,
@@ -314,17 +312,3 @@ def auxiliary_dataset(pipeline: Pipeline, role: str) -> AuxiliaryDataset:
     if dataset is None or not dataset.classes:
         raise ValueError(f"the suite has no [{role}] whose classes are known")
     return dataset
-
-
-def training_cost(spec: TrainingSpec) -> float:
-    """Return the number of training examples; those of a frozen backbone count a tenth. For ordering and estimates."""
-    # The domain classifier sees the batch again, and as many images of the other domain.
-    factor = 3 if spec.data.unlabeled else 1
-    phases, augment = spec.procedure.phases, spec.procedure.augment
-    return factor * sum(phase.steps * phase.batch_size if augment else phase_examples(phase) for phase in phases)
-
-
-def phase_examples(phase: Phase) -> float:
-    """Return the part of a phase in :func:`training_cost`."""
-    is_cheap = phase.trainable == HEAD_ONLY and phase.batchnorm == BATCHNORM_EVAL
-    return phase.steps * phase.batch_size * (0.1 if is_cheap else 1.0)

@@ -152,8 +152,10 @@ def _check_contrast(contrast: Contrast, measures: Mapping[str, str], arms: Seque
         expected="numbers, not all 0",
     )
     if contrast.kind != "info":
-        has_subject = any(arm == "subject" and weight for (arm, _), weight in contrast.weights.items())
-        need(has_subject, what, found="no subject", expected="the subject, which an induced arm replaces in the control")
+        replaced = ("subject",) if contrast.kind == "exact" else ("subject", "cured")
+        has_replaced = any(arm in replaced and weight for (arm, _), weight in contrast.weights.items())
+        found, expected = f"no {' or '.join(replaced)}", "one, which an induced arm replaces in the control"
+        need(has_replaced, what, found=found, expected=expected)
     if contrast.kind != "exact":
         difference = abs(sum(weights)) < 1e-9 * max(map(abs, weights))
         expected = "0: if all arms are equal there is no harm"

@@ -54,6 +54,7 @@ from xferbench.core.strategies import (
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Rules, Suite
 from xferbench.core.trial import ComputeContext, TrainingSpec, Trial
 from xferbench.study import schedule, study
+from xferbench.study.affordable import afford
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -249,10 +250,11 @@ def scenarios() -> Iterator[Scenario]:
 
 def make_study(*plugins: Plugin, suite: Suite = SUITE, pipeline: Pipeline = PIPELINE, facts: Profile = PROFILE) -> study.Study:
     """Return a study of plugins on a pipeline; the recipe of the suite, if it has one, replaces the recipe of the pipeline."""
-    recipe = pipeline.recipe if suite.recipe == Recipe() else suite.recipe
-    subject = study.subject_arm(suite, replace(pipeline, recipe=recipe or pipeline.recipe))
+    pipeline = replace(pipeline, baseline=suite.scratch)
+    recipe = pipeline.recipe if suite.recipe in {Recipe(), None} else suite.recipe
+    subject = pipeline if suite.recipe == Recipe() else study.subject_arm(suite, replace(pipeline, recipe=recipe))
     judged = tuple(plugin_for_suite(plugin, suite) for plugin in plugins)
-    return study.Study(suite=suite, profile=facts, plugins=judged, subject=subject, context=CONTEXT)
+    return afford(study.Study(suite=suite, profile=facts, plugins=judged, subject=subject, context=CONTEXT))
 
 
 def replay_study(
