@@ -124,6 +124,10 @@ def test_negative_transfer_is_scratch_minus_subject():
     assert finding.verdict == "FAIL" and finding.estimate.harm == pytest.approx(0.2, abs=0.03)
     assert finding.control.harm == pytest.approx(0.6, abs=0.08)
     assert finding.remedy["verified"] and 'init = "random"' in finding.remedy["patch"]
+    assert "the cause is the pretraining: even the best recipe of the search is worse than scratch" in finding.reason
+    by_id = compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES | {"scratch": 0.9, "cured": 0.9}))
+    assert "the cause is the recipe" in by_id["negative-transfer/pipeline/permuted"].reason
+    assert by_id["negative-transfer/pretraining/permuted"].verdict == "PASS"
     assert finding.benefit_retained is None, "cured is scratch here and does not beat it"
     assert (
         compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES))[

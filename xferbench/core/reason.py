@@ -42,6 +42,8 @@ class Code(Enum):
     BUDGET_SPENT = auto()  # budget in seconds, seeds, planned
     UNAFFORDABLE = auto()  # budget and needed, in seconds
     SEARCH_CUT = auto()  # arm
+    RECIPE_IS_CAUSE = auto()  # estimate: harm of pretraining with the best recipe
+    PRETRAINING_IS_CAUSE = auto()  # estimate: as above
     CHOSEN = auto()  # count, confidence
     BETTER_RECIPE = auto()  # cured, subject: accuracies
     DIVERGED = auto()  # arm, count, seeds

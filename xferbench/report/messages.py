@@ -356,6 +356,16 @@ def _scratch_search(values: Values, _unit: str) -> str:
     return f"scratch was tuned by the search of the suite, not by the default search: {text}, and the subject's own values"
 
 
+def _recipe_is_cause(values: Values, unit: str) -> str:
+    harm = format_harm_interval(values["estimate"], unit)
+    return f"the cause is the recipe: with the best recipe of the search, the same weights are not worse than scratch ({harm})"
+
+
+def _pretraining_is_cause(values: Values, unit: str) -> str:
+    harm = format_harm_interval(values["estimate"], unit)
+    return f"the cause is the pretraining: even the best recipe of the search is worse than scratch ({harm})"
+
+
 def _search_cost(values: Values, _unit: str) -> str:
     scratch, cured = (f"{values[name] / 1000:,.0f} thousand" for name in ("scratch", "cured"))
     return f"the searches of negative-transfer trained {scratch} images from scratch and {cured} from pretrained weights"
@@ -373,6 +383,8 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.NO_BASELINE: _no_baseline,
     Code.UNAFFORDABLE: _unaffordable,
     Code.SEARCH_COST: _search_cost,
+    Code.RECIPE_IS_CAUSE: _recipe_is_cause,
+    Code.PRETRAINING_IS_CAUSE: _pretraining_is_cause,
     Code.CONTROL_IMPROVES: _control_improves,
     Code.NO_POWER: _no_power,
     Code.TO_DECIDE: _to_decide,

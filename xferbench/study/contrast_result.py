@@ -98,6 +98,7 @@ def remarks(result: ContrastResult, variant: str, verdict: str) -> tuple[Reason,
         *_alternative_remark(result),
         *_selection_remark(result),
         *_better_recipe_remark(result, verdict),
+        *_cause_remark(result, verdict),
         *_divergence_remarks(result, variant),
     )
 
@@ -126,6 +127,22 @@ def _better_recipe_remark(result: ContrastResult, verdict: str) -> list[Reason]:
     if cured is None or subject is None or cured - subject <= result.rules.margin:
         return []
     return [because(Code.BETTER_RECIPE, cured=cured, subject=subject)]
+
+
+def _cause_remark(result: ContrastResult, verdict: str) -> list[Reason]:
+    """Return whether the recipe or the pretraining is why scratch is better than the subject, as far as that is shown."""
+    arms, weighed = result.state.arms, {arm for arm, _ in result.contrast.weights}
+    if verdict != "FAIL" or weighed != {"scratch", "subject"} or result.is_finished:
+        return []
+    pretraining = estimates.swap_arm(result.contrast, "subject", "cured")
+    harm = estimates.estimate_contrast(pretraining, result.records, result.decision.seeds, result.rules)
+    if harm.error:
+        return []
+    if harm.estimate.high < result.rules.margin:
+        return [because(Code.RECIPE_IS_CAUSE, estimate=harm.estimate)]
+    if harm.estimate.low > result.rules.margin and not arms["cured"].is_cut:
+        return [because(Code.PRETRAINING_IS_CAUSE, estimate=harm.estimate)]
+    return []
 
 
 def _divergence_remarks(result: ContrastResult, variant: str) -> list[Reason]:
