@@ -70,6 +70,7 @@ def test_a_control_has_its_variant_result_and_harm(run):
             "No failure was found, but not every failure could be ruled out. Checks: 1 passed, 1 undecided.",
         ),
         (("PASS", "ERROR"), "No failure was found, but not every failure could be ruled out. Checks: 1 passed, 1 crashed."),
+        (("INCONCLUSIVE",), "There is no verdict. Checks: 1 undecided."),
         (("ERROR", "SKIPPED"), "There is no verdict. Checks: 1 crashed, 1 skipped."),
         ((), "There is no verdict."),
     ],

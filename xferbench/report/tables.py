@@ -238,7 +238,7 @@ def headline(run: Run) -> str:
         start = "Transfer fails here: " + " and ".join(map(_cost_text, by["FAIL"][:2])) + more
     elif by["PASS"] and not by["ERROR"] and not by["INCONCLUSIVE"]:
         start = "This pipeline shows none of the tested failures"
-    elif by["PASS"] or by["INCONCLUSIVE"]:
+    elif by["PASS"] or any(finding.estimate.harm is not None for finding in by["INCONCLUSIVE"]):
         start = "No failure was found, but not every failure could be ruled out"
     else:
         start = "There is no verdict"
