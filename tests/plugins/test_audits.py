@@ -215,7 +215,9 @@ def test_a_scratch_baseline_is_trained_only_with_a_budget():
     assert (finding.verdict, "--scratch" in finding.reason) == ("SKIPPED", True)
     run = run_audit(audit, scratch_budget=60.0, profile=replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=0.001)))
     assert "scratch" in run.findings[0].accuracy
-    assert any("the budget affords" in note for note in run.notes)
+    assert any("the budget affords only a part of the search" in note for note in run.notes)
+    run = run_audit(audit, scratch_budget=1e9, profile=replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=0.001)))
+    assert any("a longer search" in note and "4000 steps" in note for note in run.notes)
 
 
 def test_a_budget_becomes_a_bounded_number_of_steps():

@@ -348,7 +348,9 @@ def _scratch_search(values: Values, _unit: str) -> str:
         f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}, label smoothing {smoothings}, "
         f"augmentation {augmentations}"
     )
-    if grid != full and grid.steps <= full.steps:
+    if grid.steps > full.steps:
+        return f"the budget affords a longer search for the from-scratch baseline than the default search: {text}"
+    if grid != full:
         return (
             f"the budget affords only a part of the search for the from-scratch baseline: {text}. A larger budget may find a "
             "better baseline, and a verdict against scratch holds for this search only"

@@ -166,8 +166,8 @@ def remedy(result: ContrastResult, verdict: str) -> tuple[dict[str, Any] | None,
     if not verified and scratch is not None and any(arm == "scratch" for arm, _ in result.contrast.weights):
         patch = pipeline_patch(before, scratch, result.state.recorded)  # the harm is measured against scratch itself
         return {"text": result.state.plugin.remedy, "patch": patch, "verified": True}, None
-    is_open = verified or before == after or bool(remaining.error)
-    return describe_patch(result.state, verified=verified), None if is_open else remaining.estimate
+    has_remainder = before != after and not verified and not remaining.error
+    return describe_patch(result.state, verified=verified), remaining.estimate if has_remainder else None
 
 
 def describe_patch(state: PluginState, *, verified: bool) -> dict[str, Any] | None:
