@@ -168,7 +168,7 @@ plugins = ["all"]            # or some of those listed by `xferbench ls`, such a
 # The harm that matters, {100 * margin:g} points of accuracy. {margin_note}
 margin = {margin:g}
 looks = [5, 10]              # numbers of seeds for a verdict; [5, 10, 20] detects smaller harms
-budget = "30m"               # no more seeds are added after this computing time
+budget = "5h"                # largest computing time, added up over the workers; a smaller one cuts the search and the seeds
 
 [backbone]
 arch = {toml_quote(arch)}{shipped}
@@ -190,8 +190,8 @@ data = {toml_quote(data)}
 # steps = 150
 # batch_size = 32
 
-# A smaller search for the from-scratch baseline, for a machine without a GPU. `run --dry-run` estimates the time. The first
-# look takes most of it, and the budget does not shorten that look. Fewer pixels (preprocessing) save the most time.
+# A smaller search for the from-scratch baseline, for a machine without a GPU. `run --dry-run` estimates the time, and says
+# whether the budget pays for a first verdict. Fewer pixels (preprocessing) save the most time.
 {comment}[scratch]
 {comment}lr = [1e-3]
 {comment}weight_decay = [0.01]

@@ -132,8 +132,8 @@ class Code(Enum):
     SUBJECT_LEARNT_NOTHING = auto()  # share
     SCRATCH_LEARNT_NOTHING = auto()  # share
     UNSEARCHED_COPIES = auto()  # kinds
-    SEARCH_COST = auto()  # scratch, cured: numbers of images that the searches trained
-    SCRATCH_SEARCH = auto()  # grid, audit
+    SEARCH_COST = auto()  # plugin; scratch, cured: numbers of images that the searches trained
+    SCRATCH_SEARCH = auto()  # grid, full: the search that was made, and that of the suite
     UNUSED_INPUT = auto()  # role
     HALF_JUDGED = auto()  # count
     JUDGED_APART = auto()

@@ -370,7 +370,7 @@ def _pretraining_is_cause(values: Values, unit: str) -> str:
 
 def _search_cost(values: Values, _unit: str) -> str:
     scratch, cured = (f"{values[name] / 1000:,.0f} thousand" for name in ("scratch", "cured"))
-    return f"the searches of negative-transfer trained {scratch} images from scratch and {cured} from pretrained weights"
+    return f"the searches of {values['plugin']} trained {scratch} images from scratch and {cured} from pretrained weights"
 
 
 def _unaffordable(values: Values, _unit: str) -> str:

@@ -20,7 +20,7 @@ from xferbench.study.cost import training_cost
 from xferbench.study.selection import FIRST_TUNING_SEED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from xferbench.core.suite import Suite
     from xferbench.runner.execute import StudyResult
@@ -214,13 +214,18 @@ def _subject_notes(executed: StudyResult) -> list[Reason]:
     return []
 
 
+def _search_costs(executed: StudyResult) -> Iterator[Reason]:
+    """Yield the numbers of images that the searches of scratch and of the cure trained, where a verdict compares the two."""
+    for state in executed.step.states:
+        weighed = [{arm for arm, _ in contrast.weights} for _, contrast in state.contrasts("paired")]
+        if any({"scratch", "cured"} <= arms for arms in weighed):
+            requests = [request for request in executed.step.requests if request.plugin == state.plugin.id]
+            images = {arm: _searched_images(requests, arm) for arm in ("scratch", "cured")}
+            yield because(Code.SEARCH_COST, plugin=state.plugin.id, **images)
+
+
 def _searched_images(requests: Iterable[TrialRequest], arm: str) -> float:
-    """Return the number of images that the search of an arm of ``negative-transfer`` trained."""
-    tuned = {
-        request.trial.model.base
-        for request in requests
-        if request.plugin == "negative-transfer" and request.arm == arm and request.seed >= FIRST_TUNING_SEED
-    }
+    tuned = {request.trial.model.base for request in requests if request.arm == arm and request.seed >= FIRST_TUNING_SEED}
     return sum(map(training_cost, tuned))
 
 
@@ -231,9 +236,7 @@ def _scratch_notes(executed: StudyResult) -> list[Reason]:
     has_scratch = any("scratch" in state.arms for state in step.states)
     if has_scratch and study.search != ScratchGrid():
         notes.append(because(Code.SCRATCH_SEARCH, grid=study.search, full=study.suite.scratch))
-    if any(state.plugin.id == "negative-transfer" and state.arms and state.arms["cured"].candidates for state in step.states):
-        images = {arm: _searched_images(step.requests, arm) for arm in ("scratch", "cured")}
-        notes.append(because(Code.SEARCH_COST, **images))
+    notes += _search_costs(executed)
     for state in step.states:
         records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, _, seed in records if arm == "scratch"})

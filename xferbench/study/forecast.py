@@ -104,8 +104,7 @@ def _plan(
 def _with_crash(state: plugin_state.PluginState, study: Study) -> plugin_state.PluginState:
     """Return a state with the error of a contrast whose views do not exist. Such a plugin requests nothing more."""
     try:
-        trial_requests.contrast_requests(state, (study.suite.rules.seed,), study, {})
-        trial_requests.invariant_requests(state, (study.suite.rules.seed,), study)
+        trial_requests.check_views(state, study)
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return replace(state, error=f"{type(error).__name__}: {error}")
     return state

@@ -16,6 +16,7 @@ from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_sup
 from xferbench.study.plugin_state import PluginState
 from xferbench.study.study import why_unaffordable
 from xferbench.study.trial_requests import (
+    check_views,
     contrast_margin,
     contrast_requests,
     invariant_requests,
@@ -137,8 +138,7 @@ def _resolve_plugin(
         errors = [f"{name}: {arm.error}" for name, arm in resolved.items() if arm.error]
         state = PluginState(plugin=plugin, error=errors[0] if errors else "", trust=trust, arms=resolved)
         if not pending:  # a contrast whose views do not exist is a crash of this plugin only
-            contrast_requests(state, (study.suite.rules.seed,), study, {})
-            invariant_requests(state, (study.suite.rules.seed,), study)
+            check_views(state, study)
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return PluginState(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
     return replace(state, recorded=study.profile.preprocessing), requests

@@ -84,6 +84,12 @@ def contrast_requests(
     return _term_requests(state, existing, seeds, study)
 
 
+def check_views(state: PluginState, study: Study) -> None:
+    """Raise the exception of a contrast whose views do not exist, before anything is trained."""
+    contrast_requests(state, (study.suite.rules.seed,), study, {})
+    invariant_requests(state, (study.suite.rules.seed,), study)
+
+
 def _open_contrast_terms(state: PluginState, contrast: Contrast) -> Iterator[tuple[str, str]]:
     """Yield the terms of an open contrast: those of its estimate, of its remedy, of measurements and of measures."""
     yield from (*contrast.weights, ("subject", "test"), ("cured", "test"), ("scratch", "test"))
