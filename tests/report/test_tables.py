@@ -41,6 +41,46 @@ def test_variants_with_different_verdicts_have_adjacent_rows():
     assert groups == ((passing,), (inconclusive,), (make_finding("b", "PASS"),))
 
 
+def make_audit_of(*findings):
+    return replace(make_run_of(*findings), suite={"after": "model.pth", "metric": "accuracy"})
+
+
+def test_an_audit_has_one_row_for_each_check_with_its_worst_verdict():
+    passing = make_finding("a", "PASS", variant="x", harm=0.0, reason="harm is below the margin")
+    missed = make_finding("a", "INCONCLUSIVE", variant="y", harm=0.0, reason="no power")
+    (group,) = tables.finding_groups(make_audit_of(passing, missed))
+    assert group == (missed, passing)
+    assert tables.group_reason(group) == "no power"
+
+
+def test_failures_of_an_audit_are_ordered_by_consequence():
+    symptom = make_finding("symptom", "FAIL", harm=0.9, symptom_of="large")
+    exact = make_finding("exact", "FAIL")
+    nats = make_finding("nats", "FAIL", harm=2.0, unit="nats")
+    small, large = make_finding("small", "FAIL", harm=0.05), make_finding("large", "FAIL", harm=0.3)
+    groups = tables.finding_groups(make_audit_of(symptom, exact, nats, small, large))
+    assert [group[0].plugin for group in groups] == ["large", "small", "nats", "exact", "symptom"]
+
+
+def test_the_headline_does_not_count_symptoms_as_failures():
+    bounds = {"low": 0.2, "high": 0.4}
+    cause = make_finding("form", "FAIL", harm=0.3, **bounds)
+    symptoms = [make_finding(name, "FAIL", harm=0.3, symptom_of="form", **bounds) for name in ("a", "b")]
+    start = "Transfer fails here: form costs +30.0 [+20.0, +40.0] points of accuracy. "
+    assert tables.headline(make_audit_of(cause, symptoms[0])) == (
+        f"{start}1 other failure is a symptom: the repair of form removes it."
+    )
+    assert tables.headline(make_audit_of(cause, *symptoms)) == (
+        f"{start}2 other failures are symptoms: the repair of form removes them."
+    )
+
+
+def test_a_harm_in_another_unit_than_that_of_the_suite_has_its_unit():
+    finding = make_finding("calibration", "FAIL", metric="nll", unit="nats", harm=0.2, low=0.1, high=0.3)
+    assert tables.harm_text(finding, "nats") == "+0.200 [+0.100, +0.300]"
+    assert tables.harm_text(finding, "accuracy") == "+0.200 [+0.100, +0.300] nats"
+
+
 def test_the_plugin_with_the_worst_verdict_is_first_and_measurements_have_no_row():
     verdicts = ("INFO", "SKIPPED", "PASS", "INCONCLUSIVE", "ERROR", "FAIL")
     run = make_run_of(*(make_finding(verdict.lower(), verdict) for verdict in verdicts))

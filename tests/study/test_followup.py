@@ -6,6 +6,8 @@ import pytest
 from test_audits import FINISHED, PROFILE, SUITE
 
 from xferbench.core.interventions import AssignClasses, ProbeHead, RecalibrateBatchNorm
+from xferbench.core.pipeline import replace_serving
+from xferbench.core.reason import Code
 from xferbench.plugins import batchnorm_drift, class_order, linear_probe
 from xferbench.report import messages
 from xferbench.study import findings, followup
@@ -17,13 +19,17 @@ AUDITS = (class_order.audit, batchnorm_drift.audit, linear_probe.audit)
 ORDER, STATISTICS, PROBE = AssignClasses(), RecalibrateBatchNorm(), ProbeHead()
 
 
-def replay_audits(scores):
-    """Audits of a network. ``scores`` maps edits to the accuracy of a network that has all of them; the first match counts."""
-    study = Study(suite=SUITE, profile=PROFILE, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
-    lab = fake_lab.fake_lab(
+def audit_lab(scores):
+    """``scores`` maps edits to the accuracy of a network that has all of them; the first match counts."""
+    return fake_lab.fake_lab(
         lambda trial: next((value for edits, value in scores.items() if {*edits} <= {*trial.model.edits}), 0.3),
         {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
     )
+
+
+def replay_audits(scores):
+    study = Study(suite=SUITE, profile=PROFILE, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
+    lab = audit_lab(scores)
     step, records = fake_lab.replay_study(study, lab)
     drafts = findings.build_findings(study.suite, step, records)
     followup_by_plugin = followup.followup_study(study, step)
@@ -61,6 +67,21 @@ def test_a_failure_is_judged_again_after_the_largest_is_repaired(reason):
     assert "once" not in by_id["audit/class-order/rotated"].reason
 
 
+def test_a_symptom_names_the_plugin_whose_repair_removes_it():
+    gone, remains = (replay_audits(scores)[1] for scores in SCORES_BY_REASON.values())
+    assert gone["batchnorm-drift/harm/initial"].symptom_of == "audit/class-order"
+    assert gone["audit/class-order/rotated"].symptom_of == ""
+    assert remains["batchnorm-drift/harm/initial"].symptom_of == ""
+
+
+def test_after_a_repair_of_the_form_the_training_has_the_repaired_form_as_well():
+    wrong = FINISHED.serving.preprocessing
+    right = replace(wrong, channels="bgr")
+    repaired = replace_serving(FINISHED, preprocessing=right)
+    assert followup._train_on_served_form(FINISHED, repaired).data.train_preprocessing == right
+    assert followup._train_on_served_form(FINISHED, FINISHED) == FINISHED
+
+
 def test_a_probe_is_no_repair_however_accurate_it_is():
     repair, _ = replay_audits({(PROBE,): 0.95, (STATISTICS,): 0.5, (ORDER,): 0.3})
     assert repair == "batchnorm-drift"
@@ -89,15 +110,24 @@ def test_findings_stay_unchanged_without_a_followup():
     assert followup.add_followup(drafts, None) == drafts
 
 
+@pytest.mark.parametrize(("scores", "notes"), [({(ORDER,): 0.9}, 0), ({(PROBE,): 0.9}, 1)])
+def test_a_network_that_a_repair_makes_better_did_learn_something(scores, notes):
+    from xferbench.runner import build_run, execute
+
+    study = Study(suite=SUITE, profile=PROFILE, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
+    step, records = fake_lab.replay_study(study, audit_lab(scores))
+    executed = execute.StudyResult(study=study, step=step, records=records, trials_run=0, fits_run=0, workers=1, seconds=0.0)
+    assert any(decision.verdict == "FAIL" for decision in step.decisions.values())
+    codes = [reason.code for reason in build_run._notes(executed)]
+    assert codes.count(Code.SUBJECT_LEARNT_NOTHING) == notes
+
+
 def test_the_cost_includes_the_trials_of_the_followup():
     from xferbench.runner import build_run, execute
 
     study = Study(suite=SUITE, profile=PROFILE, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
     scores = {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5}
-    lab = fake_lab.fake_lab(
-        lambda trial: next((value for edits, value in scores.items() if {*edits} <= {*trial.model.edits}), 0.3),
-        {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
-    )
+    lab = audit_lab(scores)
     step, records = fake_lab.replay_study(study, lab)
     repair, followup_plan = followup.followup_study(study, step)
     followup_step, all_records = fake_lab.replay_study(followup_plan, lab, records)

@@ -46,7 +46,7 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(unit="accuracy"),
-    "balanced_accuracy": Metric(unit="accuracy", mean=False),
+    "balanced_accuracy": Metric(unit="balanced accuracy", mean=False),
     "sensitivity": Metric(unit="sensitivity", everywhere=False),
     "specificity": Metric(unit="specificity", everywhere=False),
     "auroc": Metric(unit="AUROC", span=2.0, mean=False, everywhere=False),

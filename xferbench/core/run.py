@@ -122,6 +122,7 @@ class Finding:
         kind: ``experiment``, or ``audit`` of a finished network.
         verdict: one of :data:`VERDICTS`.
         reason: the sentences of the finding.
+        symptom_of: "", or the id of the plugin whose repair removes this failure as well.
         remedy: None, or ``text``, ``patch`` (lines of the suite file) and ``verified``.
         estimate: a :class:`HarmEstimate`, the harm next to its margin: ``metric``, ``unit``, ``harm``, ``low``, ``high``,
             ``p_fail``, ``p_pass``, ``margin``, ``seeds``, ``examples``, ``exposed``.
@@ -137,6 +138,7 @@ class Finding:
     kind: str = "experiment"
     verdict: str
     reason: str = ""
+    symptom_of: str = ""
     remedy: Mapping[str, Any] | None = None
     estimate: HarmEstimate = section_field(HarmEstimate, default=HarmEstimate())
     control: PositiveControl = section_field(PositiveControl, default=PositiveControl())
@@ -148,7 +150,7 @@ class Finding:
 FINDING_KEYS = (  # keys of an entry of ``findings`` in ``results.json``, in their order
     *("id", "plugin", "contrast", "verdict", "variant", "control", "metric", "unit"),
     *("harm", "low", "high", "p_fail", "p_pass", "margin", "benefit_retained", "accuracy", "seeds", "examples"),
-    *("control_harm", "control_low", "control_high", "exposed", "measures", "reason", "remedy", "kind"),
+    *("control_harm", "control_low", "control_high", "exposed", "measures", "reason", "symptom_of", "remedy", "kind"),
 )
 
 

@@ -40,14 +40,16 @@ def verdict_table(run: Run) -> RenderableType:
     from rich.text import Text
 
     groups = tables.finding_groups(run)
-    rows = [_row(group) for group in groups]
+    unit = tables.suite_unit(run)
+    rows = [_row(group, unit) for group in groups]
     widths = _widths(HEAD, rows)
     parts: list[RenderableType] = [Text(tables.headline(run), style="bold"), Text(), _line(HEAD, widths, "dim")]
     for group, row in zip(groups, rows, strict=True):
         parts += _row_lines(row, widths, VERDICT_COLORS[group[0].verdict])
         parts += [Padding(Text(line, style=style), (0, 0, 0, 2), expand=False) for line, style in _details(group) if line]
-    units = sorted({format.unit_name(group[0].estimate.unit) for group in groups})
-    legend = f"HARM in {' / '.join(units)}; KEPT: retained benefit of pretraining in %; the other columns: accuracy in %"
+    has_others = any(group[0].estimate.harm is not None and group[0].estimate.unit != unit for group in groups)
+    harm = f"HARM in {format.unit_name(unit)}{', if no unit is printed' if has_others else ''}"
+    legend = f"{harm}; KEPT: retained benefit of pretraining in %; the other columns: accuracy in %"
     return Group(*parts, *([Text(), Text(legend, style="dim")] if groups else []))
 
 
@@ -155,10 +157,10 @@ def live_display() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _row(group: tables.Group) -> tuple[str, ...]:
+def _row(group: tables.Group, unit: str) -> tuple[str, ...]:
     first = group[0]
     name = tables.group_name(first)
-    bounds = tables.harm_text(first).partition(" ")[2]
+    bounds = tables.harm_text(first, unit).partition(" ")[2]
     values = [value for _, value in tables.induced_range(group)]
     induced = _percent(sum(values) / len(values)) if len(values) == 1 else _range(values)
     subject, cured, scratch = (_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch"))

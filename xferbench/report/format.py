@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+")
-PERCENT_UNITS = {"accuracy", "sensitivity", "specificity"}  # units whose numbers are printed in percentage points
+PERCENT_UNITS = {
+    "accuracy",
+    "balanced accuracy",
+    "sensitivity",
+    "specificity",
+}  # units whose numbers are printed in percentage points
 
 
 def one_line(text: object) -> str:
@@ -97,12 +102,13 @@ def format_seconds(value: float) -> str:
 def format_points(value: float, unit: str, *, signed: bool = True) -> str:
     """Format a number with its unit for a sentence; an accuracy is in percentage ``points``."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f} points" if unit == "accuracy" else f"{value:{sign}.3f} {unit}"
+    factor, digits = unit_scale(unit)
+    return f"{factor * value:{sign}.{digits}f} {'points' if unit == 'accuracy' else unit_name(unit)}"
 
 
 def format_harm_interval(estimate: Estimate, unit: str) -> str:
     """Format a harm with its one-sided bounds for a sentence: ``+5.5 points [+3.4, +7.6]``."""
-    factor, digits = (100, 1) if unit == "accuracy" else (1, 3)
+    factor, digits = unit_scale(unit)
     return f"{format_points(estimate.harm, unit)} [{factor * estimate.low:+.{digits}f}, {factor * estimate.high:+.{digits}f}]"
 
 

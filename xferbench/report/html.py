@@ -50,9 +50,9 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
     groups = tables.finding_groups(run)
     names = [name for name in tables.plugin_names(run) if _has_trials(run, name)]
     anchors = {name: f"plugin-{number}" for number, name in enumerate(names, start=1)}
-    units = sorted({format.unit_name(group[0].estimate.unit) for group in groups})
+    unit = tables.suite_unit(run)
     verdicts = [
-        _verdict(group) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
+        _verdict(group, unit) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
         for group in groups
     ]
     content = "" if cache is None else figure_cache.content_key(run) or ""
@@ -66,7 +66,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         outcome=comparison_text.headline(run.gate) if run.gate else tables.headline(run),
         own_headline=tables.headline(run) if run.gate else "",
         settings=_settings(run),
-        unit=" / ".join(units),
+        unit=format.unit_name(unit),
         level=format.format_confidence(float(run.suite.get("alpha") or 0.05)),
         failed=[verdict for verdict in verdicts if verdict["verdict"] == "FAIL"],
         verdicts=[verdict for verdict in verdicts if verdict["verdict"] != "FAIL"],
@@ -123,7 +123,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     """Return the main settings of the suite for the head of the page."""
     suite = run.suite
     margin = suite.get("margin")
-    unit = run.findings[0].estimate.unit if run.findings else "accuracy"
+    unit = tables.suite_unit(run)
     factor, _ = format.unit_scale(unit)
     files = {role: Path(str(suite[role])).name if suite.get(role) else None for role in ("weights", "after", "before")}
     settings = {
@@ -141,7 +141,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     return [(name, format.one_line(value)) for name, value in settings.items() if value is not None]
 
 
-def _verdict(group: tables.Group) -> dict[str, Any]:
+def _verdict(group: tables.Group, usual_unit: str) -> dict[str, Any]:
     first, estimate = group[0], group[0].estimate
     accuracy = {arm: format.format_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
     return {
@@ -168,6 +168,7 @@ def _verdict(group: tables.Group) -> dict[str, Any]:
         "verified": tables.verification_text(group),
         "margin": "" if estimate.margin is None else format.format_harm(estimate.margin, estimate.unit).removeprefix("+"),
         "unit": format.unit_name(estimate.unit),
+        "has_other_unit": estimate.harm is not None and estimate.unit != usual_unit,
         "seeds": estimate.seeds,
         "examples": estimate.examples,
     }

@@ -15,7 +15,7 @@ import numpy as np
 from xferbench.analysis import aggregate, metrics, regret, scores
 from xferbench.report import comparison_text, format
 from xferbench.report.latex_table import PAGE_CHARACTERS, REQUIRED_PACKAGES, escape, escape_number, latex_table
-from xferbench.report.tables import Group, finding_groups, group_name, harm_text, headline
+from xferbench.report.tables import Group, finding_groups, group_name, harm_text, headline, suite_unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def render(run: Run) -> str:
 def _findings_table(run: Run, groups: tuple[Group, ...]) -> str:
     return latex_table(
         ["Check", "Verdict", "Harm", "Margin", "Detected", *map(str.capitalize, ARMS), "Seeds"],
-        [_finding_cells(group) for group in groups],
+        [_finding_cells(group, suite_unit(run)) for group in groups],
         columns="llrrrrrrr",
         caption=_findings_caption(run, groups),
         label=f"tab:xferbench-{run.suite.get('name', '')}",
@@ -54,13 +54,13 @@ def _findings_table(run: Run, groups: tuple[Group, ...]) -> str:
     )
 
 
-def _finding_cells(group: Group) -> list[str]:
+def _finding_cells(group: Group, unit: str) -> list[str]:
     first, estimate = group[0], group[0].estimate
     controls = [finding.control.outcome for finding in group if finding.control.outcome != "none"]
     return [
         escape(group_name(first)),
         first.verdict,
-        escape_number(harm_text(first)),
+        escape_number(harm_text(first, unit)),
         MISSING if estimate.margin is None else format.format_score_number(estimate.margin, estimate.unit),
         f"{controls.count('detected')}/{len(controls)}" if controls else MISSING,
         *(_percentage(first.accuracy.get(arm)) for arm in ARMS),

@@ -72,17 +72,17 @@ def _verdicts(run: Run) -> list[str]:
     parts = [escape(tables.headline(run))]
     groups = tables.finding_groups(run)
     if groups:
-        unit = format.unit_name(groups[0][0].estimate.unit)
+        unit = tables.suite_unit(run)
         head = [
             "Check",
             "Verdict",
-            f"Harm, {unit}",
+            f"Harm, {format.unit_name(unit)}",
             "Control",
             "Benefit retained",
             *map(str.capitalize, ARMS),
             "Reason and next action",
         ]
-        parts.append(markdown_table(head, [_row(group) for group in groups], numbers=range(4, 9)))
+        parts.append(markdown_table(head, [_row(group, unit) for group in groups], numbers=range(4, 9)))
     patches = [(group[0].plugin, tables.patch_lines(group)) for group in groups]
     parts += [f"**{escape(plugin)}**, change in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
     measurements = [finding for name in tables.plugin_names(run) for finding in tables.measurements(run, name)]
@@ -105,7 +105,7 @@ def _verdicts(run: Run) -> list[str]:
     return parts
 
 
-def _row(group: tables.Group) -> list[str]:
+def _row(group: tables.Group, unit: str) -> list[str]:
     first = group[0]
     induced = "<br>".join(format.format_percent(value) for _, value in tables.induced_range(group)) or format.MISSING
     accuracy = {arm: format.format_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
@@ -113,7 +113,7 @@ def _row(group: tables.Group) -> list[str]:
     return [
         escape(name),
         f"**{first.verdict}**",
-        tables.harm_text(first),
+        tables.harm_text(first, unit),
         "<br>".join(map(escape, tables.control_texts(group))) or format.MISSING,
         format.format_percent(first.benefit_retained, 0),
         *(({**accuracy, "induced": induced})[arm] for arm in ARMS),

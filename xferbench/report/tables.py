@@ -73,30 +73,42 @@ class ArmCurve:
 def finding_groups(run: Run) -> tuple[Group, ...]:
     """Return the verdicts, with the plugin of the worst verdict first.
 
-    Variants that share plugin, contrast, verdict and harm form one group.
+    Variants that share plugin, contrast, verdict and harm form one group. In an audit all variants of a contrast form one
+    group, the worst verdict first, because each check answers one question about one network.
     """
+    is_audit = bool(run.suite.get("after"))
     groups: dict[tuple[object, ...], list[Finding]] = {}
-    for finding in run.findings:
+    for finding in sorted(run.findings, key=_rank) if is_audit else run.findings:
         if finding.verdict != "INFO":
-            key = (finding.plugin, finding.contrast, finding.verdict, *finding.estimate.bounds)
-            groups.setdefault(key, []).append(finding)
+            key = (finding.plugin, finding.contrast)
+            groups.setdefault(key if is_audit else (*key, finding.verdict, *finding.estimate.bounds), []).append(finding)
     ranks: dict[str, int] = {}
     for first, *_ in groups.values():
         ranks[first.plugin] = min(_rank(first), ranks.get(first.plugin, len(WORST_FIRST)))
-    size = _audit_rank if run.suite.get("after") else lambda _: (False, 0.0)
-    return tuple(
-        sorted(
-            map(tuple, groups.values()), key=lambda group: (ranks[group[0].plugin], *size(group[0]), _position(run, group[0]))
-        )
-    )
+    unit = suite_unit(run)
+
+    def key_of(group: Group) -> tuple[object, ...]:
+        size = _audit_rank(group[0], unit) if is_audit else ()
+        return ranks[group[0].plugin], *size, _position(run, group[0])
+
+    return tuple(sorted(map(tuple, groups.values()), key=key_of))
 
 
-def _audit_rank(finding: Finding) -> tuple[bool, float]:
-    """Return the sort key of a failure in an audit: exact ones first, accuracies before other units, the largest harm first."""
-    if finding.verdict != "FAIL":
-        return True, float("inf")
-    harm, unit = finding.estimate.harm, finding.estimate.unit
-    return harm is not None and unit != "accuracy", -float("inf") if harm is None else -harm
+def suite_unit(run: Run) -> str:
+    """Return the unit of the suite's metric."""
+    return metrics.get_metric(str(run.suite.get("metric", "accuracy"))).unit
+
+
+def _audit_rank(finding: Finding, unit: str) -> tuple[bool, int, float]:
+    """Return the sort key of a failure in an audit, by consequence.
+
+    Symptoms of another failure come last. Before them come harms in the unit of the suite, the largest first, then harms in
+    other units, then exact failures, whose harm is unknown.
+    """
+    harm = finding.estimate.harm
+    if finding.verdict != "FAIL" or harm is None:
+        return bool(finding.symptom_of), 2, 0.0
+    return bool(finding.symptom_of), int(finding.estimate.unit != unit), -harm
 
 
 def _rank(finding: Finding) -> int:
@@ -141,13 +153,20 @@ def outcome_group(run: Run, outcome: Outcome) -> Group:
 
 
 def group_reason(group: Group) -> str:
-    """Return the reasons of a group in one line, without repetitions."""
-    return "; ".join(dict.fromkeys(part for finding in group for part in format.one_line(finding.reason).split("; ") if part))
+    """Return the reasons for the verdict of a group in one line, without repetitions."""
+    reasons = [format.one_line(finding.reason) for finding in group if finding.verdict == group[0].verdict]
+    return "; ".join(dict.fromkeys(part for reason in reasons for part in reason.split("; ") if part))
 
 
-def harm_text(finding: Finding) -> str:
-    """Return the harm of a finding with its bounds, or a dash if it has none."""
-    return format.format_bounds(finding.estimate.bounds, finding.estimate.unit)
+def harm_text(finding: Finding, usual_unit: str = "") -> str:
+    """Return the harm of a finding with its bounds, or a dash if it has none.
+
+    A unit other than ``usual_unit`` follows, if that is given.
+    """
+    unit = finding.estimate.unit
+    text = format.format_bounds(finding.estimate.bounds, unit)
+    is_usual = usual_unit in {"", unit} or finding.estimate.harm is None
+    return text if is_usual else f"{text} {format.unit_name(unit)}"
 
 
 def control_texts(group: Group) -> tuple[str, ...]:
@@ -234,8 +253,10 @@ def headline(run: Run) -> str:
         worst[first.plugin] = min(worst.get(first.plugin, first), first, key=_rank)
     by = {verdict: [finding for finding in worst.values() if finding.verdict == verdict] for verdict in WORST_FIRST}
     if by["FAIL"]:
-        more = f", and {len(by['FAIL']) - 2} more" if len(by["FAIL"]) > 2 else ""
-        start = "Transfer fails here: " + " and ".join(map(_cost_text, by["FAIL"][:2])) + more
+        causes = [finding for finding in by["FAIL"] if not finding.symptom_of]
+        more = f", and {len(causes) - 2} more" if len(causes) > 2 else ""
+        start = "Transfer fails here: " + " and ".join(map(_cost_text, causes[:2])) + more
+        start += _symptoms_text([finding for finding in by["FAIL"] if finding.symptom_of])
     elif by["PASS"] and not by["ERROR"] and not by["INCONCLUSIVE"]:
         start = "This pipeline shows none of the tested failures"
     elif by["PASS"] or any(finding.estimate.harm is not None for finding in by["INCONCLUSIVE"]):
@@ -245,6 +266,15 @@ def headline(run: Run) -> str:
     labels = {"PASS": "passed", "INCONCLUSIVE": "undecided", "ERROR": "crashed", "SKIPPED": "skipped"}
     rest = ", ".join(f"{len(by[verdict])} {label}" for verdict, label in labels.items() if by[verdict])
     return f"{start}." + (f" {'Other checks' if by['FAIL'] else 'Checks'}: {rest}." if rest else "")
+
+
+def _symptoms_text(symptoms: Sequence[Finding]) -> str:
+    if not symptoms:
+        return ""
+    count = "1 other failure is a symptom" if len(symptoms) == 1 else f"{len(symptoms)} other failures are symptoms"
+    return (
+        f". {count}: the repair of {format.one_line(symptoms[0].symptom_of)} removes {'it' if len(symptoms) == 1 else 'them'}"
+    )
 
 
 def _cost_text(finding: Finding) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from xferbench.core.suite import Suite
     from xferbench.runner.execute import StudyResult
+    from xferbench.study.plugin_state import PluginState
     from xferbench.study.study import TrialRequest
 
 
@@ -203,8 +204,13 @@ def _edge_notes(step: schedule.Schedule) -> list[Reason]:
 
 
 def _subject_notes(executed: StudyResult) -> list[Reason]:
-    """Return a note if the pipeline itself learned nothing, because then no failure can reduce its score."""
+    """Return a note if the pipeline itself learned nothing, because then no failure can reduce its score.
+
+    A network that a confirmed repair makes better did learn something.
+    """
     step, suite = executed.step, executed.study.suite
+    if any(followup.keeps_network(state) and _has_failed(step, state) for state in step.states):
+        return []
     for state in step.states:
         records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, view, seed in records if (arm, view) == ("subject", "test")})
@@ -212,6 +218,10 @@ def _subject_notes(executed: StudyResult) -> list[Reason]:
         if share is not None:
             return [because(Code.SUBJECT_LEARNT_NOTHING, share=share)]
     return []
+
+
+def _has_failed(step: schedule.Schedule, state: PluginState) -> bool:
+    return any(step.decisions[name].verdict == "FAIL" for name, _ in state.contrasts("paired"))
 
 
 def _search_costs(executed: StudyResult) -> Iterator[Reason]:

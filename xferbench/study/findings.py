@@ -99,7 +99,7 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
     rules, decision, state = result.rules, result.decision, result.state
     estimate, cost = decision.harm.estimate, decision.controls.get(variant)
     measures, measure_error = _mean_measures(state, result.records, decision.seeds, variant)
-    if len(decision.seeds) == 1 and decision.harm.exposed and metrics.get_metric(rules.metric).unit == "accuracy":
+    if len(decision.seeds) == 1 and decision.harm.exposed and rules.metric == "accuracy":
         measures["McNemar's p, which tests a harm of 0"] = intervals.mcnemar_p(decision.harm.difference.ravel())
     explanation, explain_error = _explanation(state, result.contrast, result.records)
     error = decision.harm.error or _first_crash(result.records, [variant]) or measure_error or explain_error

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xferbench.core.interventions import AssignClasses, BatchNormEdit, RotateClasses
-from xferbench.core.reason import Code, Reason, because
+from xferbench.core.pipeline import replace_data
+from xferbench.core.reason import Code, because
+from xferbench.study.trials import training_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.core.run import Finding
+    from xferbench.core.pipeline import Pipeline
     from xferbench.study.draft import Draft
     from xferbench.study.plugin_state import PluginState
     from xferbench.study.schedule import Schedule
@@ -46,31 +48,51 @@ def followup_study(study: Study, schedule: Schedule) -> tuple[str, Study] | None
     if len(harms) < 2 or not repairs:
         return None
     largest = states[max(repairs, key=lambda name: harms[name])]
-    repaired = largest.arms["cured"].pipeline
+    before, repaired = (largest.arms[arm].pipeline for arm in ("subject", "cured"))
+    assert before is not None, "the arms of a decided contrast are resolved"
     assert repaired is not None, "the arms of a decided contrast are resolved"
     others = tuple(states[name].plugin for name in harms if states[name].plugin.id != largest.plugin.id)
-    return (largest.plugin.id, replace(study, subject=repaired, plugins=others)) if others else None
+    subject = _train_on_served_form(before, repaired)
+    return (largest.plugin.id, replace(study, subject=subject, plugins=others)) if others else None
+
+
+def _train_on_served_form(before: Pipeline, repaired: Pipeline) -> Pipeline:
+    """Return a repaired network; if its form of images was repaired, that is the form in which it was trained as well.
+
+    Otherwise the checks that serve images as in training would still use the wrong form.
+    """
+    form = repaired.serving.preprocessing
+    return repaired if form == before.serving.preprocessing else replace_data(repaired, train_preprocessing=form)
 
 
 def is_repair(state: PluginState, metric: str) -> bool:
-    """Return whether a cure keeps the task of a finished network, and has a verdict in the given metric."""
+    """Return whether a cure repairs a finished network, and has a verdict in the given metric."""
+    before = state.arms["subject"].pipeline
+    has_metric = any(contrast.kind == "paired" and contrast.metric in {"", metric} for contrast in state.plugin.contrasts)
+    return before is not None and before.checkpoint is not None and has_metric and keeps_network(state)
+
+
+def keeps_network(state: PluginState) -> bool:
+    """Return whether a cure changes only how the network is served, its BatchNorm statistics or the order of its outputs."""
     before, after = (state.arms[arm].pipeline for arm in ("subject", "cured"))
-    if before is None or after is None or before == after or before.checkpoint is None:
+    if before is None or after is None or before == after or training_spec(before, 0) != training_spec(after, 0):
         return False
     edits = after.edits[len(before.edits) :]
-    has_metric = any(contrast.kind == "paired" and contrast.metric in {"", metric} for contrast in state.plugin.contrasts)
-    return has_metric and all(isinstance(edit, BatchNormEdit | AssignClasses | RotateClasses) for edit in edits)
+    return all(isinstance(edit, BatchNormEdit | AssignClasses | RotateClasses) for edit in edits)
 
 
 def add_followup(drafts: Sequence[Draft], followup: Followup | None) -> tuple[Draft, ...]:
     """Return the drafts, each failure with what remains of it after the largest one is repaired."""
     if followup is None:
         return tuple(drafts)
-    return tuple(replace(draft, followup=_remaining_failure(draft.finding, followup)) for draft in drafts)
+    return tuple(_add_remainder(draft, followup) for draft in drafts)
 
 
-def _remaining_failure(finding: Finding, followup: Followup) -> Reason | None:
+def _add_remainder(draft: Draft, followup: Followup) -> Draft:
+    finding = draft.finding
     decision = followup.step.decisions.get(f"{finding.plugin}/{finding.contrast}")
     if finding.verdict != "FAIL" or decision is None or decision.harm.error:
-        return None
-    return because(Code.LEFT_AFTER_REPAIR, by=followup.by, verdict=decision.verdict, estimate=decision.harm.estimate)
+        return draft
+    reason = because(Code.LEFT_AFTER_REPAIR, by=followup.by, verdict=decision.verdict, estimate=decision.harm.estimate)
+    symptom_of = followup.by if decision.verdict == "PASS" else ""
+    return replace(draft, finding=replace(finding, symptom_of=symptom_of), followup=reason)
