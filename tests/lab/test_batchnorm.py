@@ -49,6 +49,29 @@ def test_only_layers_with_running_statistics_count():
     }
 
 
+def test_variances_for_another_epsilon_equal_layers_with_that_epsilon():
+    module, x = make_net().eval(), make_batch()
+    tensors = copy_state(module)
+    edited = tensors | batchnorm.variances_for_epsilon(module, tensors, 1e-3)
+    expected = make_net().eval()
+    for layer in batchnorm.batchnorm_layers(expected).values():
+        layer.eps = 1e-3
+    assert torch.allclose(functional_call(module, edited, (x,)), expected(x), atol=1e-6)
+    back = batchnorm.variances_for_epsilon(expected, edited, 1e-5)
+    assert all(torch.allclose(back[name], tensors[name], atol=1e-6) for name in back)
+
+
+def test_the_share_from_before_is_what_the_steps_leave_of_the_old_statistics():
+    layer = nn.BatchNorm2d(3, momentum=0.01)
+    before = copy_state(layer)
+    for _ in range(40):
+        layer(torch.zeros(8, 3, 6, 6))
+    assert batchnorm.training_steps(before, copy_state(layer)) == 40
+    assert float(layer.running_var[0]) == pytest.approx(batchnorm.share_from_before(nn.Sequential(layer), 40), rel=1e-4)
+    assert batchnorm.share_from_before(nn.Sequential(nn.BatchNorm2d(3, momentum=None)), 40) == 0
+    assert batchnorm.training_steps({}, copy_state(layer)) == 0
+
+
 def test_ghost_batches_equal_successive_slices():
     ghost, sliced, x = nn.BatchNorm2d(3), nn.BatchNorm2d(3), make_batch(8)
     with batchnorm.set_training(sliced, BatchNormMode.parse("train")):

@@ -5,7 +5,7 @@ from inspect import getmodule
 
 import pytest
 
-from xferbench.core.interventions import RANDOM, FitClassBias, RecalibrateBatchNorm, RestoreBatchNorm
+from xferbench.core.interventions import RANDOM, BatchNormEpsilon, FitClassBias, RecalibrateBatchNorm, RestoreBatchNorm
 from xferbench.core.pipeline import Checkpoint, Pipeline, Recipe, Selection, Spectrogram, WeightsFile
 from xferbench.core.run import finding_from_json, finding_to_json
 from xferbench.core.sections import replace_flat
@@ -153,12 +153,13 @@ def test_a_single_network_has_mcnemars_p_beside_its_verdict():
 def test_without_the_weights_from_before_only_other_edits_are_tried():
     assert linear_probe.audit.applies(WITHOUT_BEFORE, PROFILE) == "the weights from before training are not given"
     cured = batchnorm_drift.audit.cure(WITHOUT_BEFORE, PROFILE)
-    assert [candidate.edits for candidate in cured.candidates] == [(RecalibrateBatchNorm(),)]
+    assert (RestoreBatchNorm(),) not in [candidate.edits for candidate in cured.candidates]
 
 
-def test_without_training_images_batchnorm_statistics_can_only_be_restored():
+def test_without_training_images_batchnorm_statistics_are_not_recalibrated():
     cured = batchnorm_drift.audit.cure(FINISHED, replace(PROFILE, data=replace(PROFILE.data, train=0)))
-    assert [candidate.edits for candidate in cured.candidates] == [(RestoreBatchNorm(),)]
+    assert cured.candidates[0].edits == (RestoreBatchNorm(),)
+    assert not any(isinstance(edit, RecalibrateBatchNorm) for candidate in cured.candidates for edit in candidate.edits)
     assert batchnorm_drift.audit.applies(WITHOUT_BEFORE, replace(PROFILE, data=replace(PROFILE.data, train=0)))
 
 
@@ -241,6 +242,32 @@ def test_an_exact_audit_fails_by_any_violation_and_gives_a_remedy(audit):
     (finding,) = run_audit(audit, measured=0.1).findings
     assert (finding.verdict, finding.remedy["text"]) == ("FAIL", audit.remedy)
     assert run_audit(audit).findings[0].verdict == "PASS"
+
+
+def test_a_worse_network_than_its_probe_has_causes_that_the_check_cannot_tell_apart():
+    def explain(subject, cured):
+        accuracies = {"subject": subject, "cured": cured}
+        records = {
+            (arm, "as-trained", 0): fake_lab.Record(key=arm, predictions=fake_lab.fake_predictions(accuracy, 0))
+            for arm, accuracy in accuracies.items()
+        }
+        return linear_probe.explain("harm", records, FINISHED, FINISHED)
+
+    assert "wrong labels" in explain(0.5, 0.9)
+    assert not explain(0.9, 0.5)
+
+
+def test_stale_statistics_name_the_steps_and_the_share_that_they_left():
+    def explain(edit, **scalars):
+        records = {("subject", "drift", 0): fake_lab.Record(key="k", scalars=scalars)}
+        return batchnorm_drift.explain("harm", records, FINISHED, replace(FINISHED, edits=(edit,)))
+
+    stale = explain(RecalibrateBatchNorm(), **{"steps in train mode": 40.0, "share from before": 0.67})
+    assert "recalibrated" in stale
+    assert "after 40 steps in train mode, 67% of the running statistics are still those from before" in stale
+    other = explain(BatchNormEpsilon(epsilon=1e-3), **{"steps in train mode": 400.0, "share from before": 0.02})
+    assert other == "the screened half prefers BatchNorm with an epsilon of 0.001"
+    assert not batchnorm_drift.explain("harm", {}, FINISHED, FINISHED)
 
 
 def test_the_explanation_says_if_the_other_half_contradicts_the_screened_half():

@@ -23,7 +23,7 @@ from xferbench.data import user_code
 from xferbench.lab.data import preprocessing
 from xferbench.lab.evaluation import freeze_check
 from xferbench.lab.evaluation.context import Examples, MeasureContext
-from xferbench.lab.models import backbones, checkpoint_reader
+from xferbench.lab.models import backbones, batchnorm, checkpoint_reader
 from xferbench.lab.training.network import Architecture
 from xferbench.lab.worker import run_trials
 from xferbench.plugins import freeze_integrity
@@ -191,6 +191,26 @@ def test_moved_statistics_are_reported_by_layer_with_their_cause():
     assert "BatchNorm stayed in train mode" in format_freeze_check(scalars)
 
 
+def test_causes_of_moved_statistics_are_named_only_where_the_tensors_show_them():
+    before = copy_tensors(train(load_pretrained(), names=HEAD, mode="train"))
+    reset = load_pretrained()
+    for layer in batchnorm.batchnorm_layers(reset).values():
+        layer.reset_running_stats()
+    scalars = check_freezing(before, reset, linear_probe())
+    assert names_of_kind(scalars, "cause") == ["reset"]
+    assert "train mode" not in format_freeze_check(scalars)
+
+    module = train(train(load_pretrained(), names=HEAD, mode="train"), names=HEAD)
+    overwritten = copy_tensors(module) | {"bn1.running_mean": module.bn1.running_mean + 0.5}
+    scalars = check_freezing(before, module, linear_probe(), after=overwritten)
+    assert names_of_kind(scalars, "cause") == ["overwritten"]
+
+    infinite = copy_tensors(module) | {"bn1.running_var": torch.full_like(module.bn1.running_var, float("inf"))}
+    scalars = check_freezing(before, module, linear_probe(), after=infinite)
+    assert not names_of_kind(scalars, "cause")
+    assert "not finite now: bn1.running_var" in format_freeze_check(scalars)
+
+
 def test_moved_statistics_that_the_expected_training_allows_are_a_note():
     module = load_pretrained()
     before = copy_tensors(module)
@@ -321,6 +341,44 @@ def test_a_new_head_that_is_no_better_than_chance_was_never_trained():
     module = load_pretrained()
     scalars_of_trained = check_freezing(before, train(module, 40, lr=3e-2), full(EVAL))
     assert scalars_of_trained["integrity"] == 0
+
+
+def test_uniform_weights_of_a_head_are_recognized_until_one_step_moves_them():
+    torch.manual_seed(0)
+    for layer in (nn.Linear(512, 10), nn.Conv2d(512, 4, 1)):
+        assert freeze_check.is_initial_uniform(layer.weight.detach())
+        assert freeze_check.is_initial_uniform(layer.weight.detach().bfloat16())
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+        (layer.weight * torch.randn_like(layer.weight)).sum().backward()
+        optimizer.step()
+        assert not freeze_check.is_initial_uniform(layer.weight.detach())
+    assert not freeze_check.is_initial_uniform(torch.randn(10, 512) / 512**0.5 / 4), "normal weights"
+    assert not freeze_check.is_initial_uniform(nn.Linear(64, 4).weight.detach()), "few weights"
+    assert not freeze_check.is_initial_uniform(torch.full((10, 512), float("nan")))
+
+
+class NetworkWithWideHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 256, 5, stride=3), nn.Linear(256, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu().amax((2, 3)))
+
+
+def test_an_untrained_head_on_trained_features_is_recognized_however_accurate_it_is():
+    torch.manual_seed(0)
+    module = NetworkWithWideHead()
+    body = {name: tensor for name, tensor in copy_tensors(module).items() if name.startswith("body")}
+    train(module, 60, names={"body.weight", "body.bias"}, lr=1e-2)
+    images, labels = make_examples()
+    correct = module(preprocessing.to_tensor(images, PREPROCESSING)).argmax(1) == labels
+    assert float(correct.double().mean()) > 0.5
+    scalars = check_freezing(body, module, full(), NetworkWithWideHead)
+    assert set(names_of_kind(scalars, "never-moved")) == {"head.weight", "head.bias"}
+    assert names_of_kind(scalars, "cause") == ["head"]
+    train(module, 10, lr=1e-2)
+    assert check_freezing(body, module, full(), NetworkWithWideHead)["integrity"] == 0
 
 
 def test_rounding_to_half_precision_is_no_movement():

@@ -17,6 +17,7 @@ from torch import nn
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import EVAL_MODE
 from xferbench.core.pipeline import Preprocessing
+from xferbench.core.record import Record
 from xferbench.lab.data import preprocessing
 from xferbench.lab.evaluation import context
 from xferbench.lab.models import backbones, batchnorm, finished
@@ -115,6 +116,27 @@ class ClippedNetwork(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x).clamp(max=self.highest).relu().mean((2, 3)))
+
+
+def test_a_collapse_by_batchnorm_statistics_is_not_blamed_on_the_weights(tmp_path):
+    healthy = make_context(partial(backbones.build, "tiny-resnet", CLASSES), tmp_path)
+    names = [name for name in healthy.after if name.endswith("running_var")]
+
+    def explain(after):
+        scalars = collapse.collapse(replace(healthy, after=after))
+        assert scalars["collapse"] == 1
+        record = Record(key="k", scalars=scalars)
+        return collapse.explain("harm", {("subject", "collapse", 0): record}, None, None)
+
+    infinite = explain(healthy.after | {name: torch.full_like(healthy.after[name], float("inf")) for name in names})
+    assert infinite.startswith("values that are not finite in ")
+    assert "the cause is the running statistics" in infinite
+    means = [name.replace("running_var", "running_mean") for name in names]
+    large = explain(healthy.after | {name: torch.full_like(healthy.after[name], 1e6) for name in means})
+    assert "the cause is the running statistics" in large
+    kernels = [name for name, tensor in healthy.after.items() if tensor.ndim == 4]
+    zeros = explain(healthy.after | {name: torch.zeros_like(healthy.after[name]) for name in kernels})
+    assert "the cause is" not in zeros
 
 
 def test_an_infinite_bound_is_no_collapse_and_an_infinite_weight_is(tmp_path):

@@ -138,16 +138,17 @@ Symptom
     Near-perfect in training mode, far worse in evaluation mode, with the same weights.
 
 Cause
-    The running statistics drifted while a "frozen" backbone was adapted, or they lag behind the weights (a low momentum), or
-    they come from the last few batches of one class.
+    The running statistics drifted while a "frozen" backbone was adapted, or they lag behind the weights (a low momentum or few
+    steps), or they come from the last few batches of one class. Or the weights come from a framework with another epsilon.
 
 Remedy
     Restore the statistics from before training, or recalibrate them on training images; ``--repair`` writes the statistics
-    that were confirmed to help. Then keep BatchNorm in evaluation mode, or train with larger batches.
+    that were confirmed to help. Then keep BatchNorm in evaluation mode, or train with larger batches. If another epsilon was
+    confirmed, set it in the layers (``eps``).
 
 How it is judged
-    The plugin screens restored and recalibrated statistics on one half of the test images. Harm is metric(the best of them,
-    or the network as it is) − metric(as it is) on the other half.
+    The plugin screens restored and recalibrated statistics, and epsilons of 1e-3 (Keras) and 1e-5 (PyTorch), on one half of the
+    test images. Harm is metric(the best of them, or the network as it is) − metric(as it is) on the other half.
 
 How it is induced
     ``initial``: the statistics of a fresh network. ``one-class``: recalibrated on training images of the most frequent class.
@@ -155,11 +156,42 @@ How it is induced
 Also measured
     ``discrepancy``: accuracy with the statistics of test batches minus accuracy with the running statistics. ``drift`` by
     layer, if the weights from before training are given: the mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|.
+    ``share from before``: (1 − momentum) to the power of the steps in train mode, for the lowest momentum of the architecture.
+    Such a share of the running statistics is still that from before training.
 
 References
     Wu & Johnson 2021, Rethinking "Batch" in BatchNorm (arXiv:2105.07576): precise statistics; Li et al. 2016, AdaBN
     (arXiv:1603.04779); Lightning issue 15062 and keras issue 9965: statistics of frozen layers that move.
 """
+
+
+EPSILONS = (1e-3, 1e-5)  # of Keras and of PyTorch
+STALE_SHARE = 0.1  # share of the running statistics from before training above which they are named as stale
+
+
+def drift_of_finished(context: MeasureContext) -> dict[str, float]:
+    """Return the drift, the steps in train mode, and the share of the statistics that is still that from before these steps."""
+    from xferbench.lab.models import batchnorm
+
+    steps = batchnorm.training_steps(context.before, context.after)
+    if steps <= 0:
+        return drift(context)
+    share = batchnorm.share_from_before(context.network.module, steps)
+    return drift(context) | {"steps in train mode": steps, "share from before": share}
+
+
+def explain(_contrast: str, records_by_term: records.RecordsByTerm, subject: Pipeline, cured: Pipeline) -> str:
+    """Return which statistics the screened half prefers, and why the present ones may be stale."""
+    if subject == cured:
+        return ""
+    preferred = " and ".join(edit.describe() for edit in cured.edits[len(subject.edits) :])
+    measured = records_by_term.get(("subject", "drift", 0))
+    share = measured.scalars.get("share from before", 0.0) if measured else 0.0
+    if share < STALE_SHARE:
+        return f"the screened half prefers {preferred}"
+    steps = measured.scalars["steps in train mode"] if measured else 0.0
+    stale = f"after {steps:.0f} steps in train mode, {share:.0%} of the running statistics are still those from before"
+    return f"the screened half prefers {preferred}; the momentum is low for so few steps: {stale}"
 
 
 def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
@@ -177,6 +209,7 @@ def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
     has_before = pipeline.checkpoint and pipeline.checkpoint.before
     edits: list[interventions.Edit] = [interventions.RecalibrateBatchNorm()] if profile.data.train else []
     edits += [interventions.RestoreBatchNorm()] if has_before else []
+    edits += [interventions.BatchNormEpsilon(epsilon=epsilon) for epsilon in EPSILONS]
     return Selection(candidates=tuple(_add_edit(pipeline, edit) for edit in edits))
 
 
@@ -202,7 +235,8 @@ audit = Plugin(
             "what the statistics of test batches would gain over the running ones",
         ),
     ),
-    measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
+    measures={"drift": "xferbench.plugins.batchnorm_drift:drift_of_finished@1"},
+    explain=explain,
     remedy="use the BatchNorm statistics that were confirmed here, and keep BatchNorm of a frozen backbone in evaluation mode",
     plot=plot,
 )

@@ -147,7 +147,7 @@ plugin = Plugin(
     cure=leave_unchanged,
     induce=induce,
     contrasts=(invariant("harm", INVARIANT, measure="integrity"),),
-    measures={"integrity": "xferbench.plugins.freeze_integrity:integrity@1"},
+    measures={"integrity": "xferbench.plugins.freeze_integrity:integrity@2"},
     trust=trust,
     explain=explain,
     remedy="freeze each parameter itself, then build the optimizer; keep frozen BatchNorm in eval mode; load with strict=True",

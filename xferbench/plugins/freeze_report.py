@@ -20,6 +20,8 @@ CAUSE_LABELS = {
     "not-loaded": "the weights were never loaded (strict=False, names that do not match), or training erased them",
     "partly-loaded": "the names of these tensors do not match, so they were not loaded",
     "statistics": "BatchNorm stayed in train mode, which requires_grad = False does not stop",
+    "reset": "the BatchNorm statistics are those of a new layer (mean 0, variance 1): they were reset, or not loaded",
+    "overwritten": "the BatchNorm statistics were overwritten, and not by train mode: the counters of batches did not move",
     "buffers": "the frozen part was not in evaluation mode",
     "decay": "weight decay on frozen tensors: they only shrank, because the optimizer holds them",
     "nothing-frozen": "nothing was frozen: module.requires_grad = False freezes nothing; neither does a prefix without a match",
@@ -32,6 +34,7 @@ CAUSE_LABELS = {
 }
 ANOMALY_LABELS = {
     "zeros": "all zeros now: {}",
+    "not finite": "not finite now: {}",
     "scale": "a hundred times as large or as small: {}",
     "float16": "rounded to float16",
     "bfloat16": "rounded to bfloat16",

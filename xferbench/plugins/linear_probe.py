@@ -5,7 +5,8 @@ Symptom
 
 Cause
     Too high a rate, the gradients of a fresh head or too few images: fine-tuning damaged features that were good for the task.
-    Or, if nothing below the head has moved, the head was not trained to convergence.
+    Or the labels of the training were wrong or shuffled, which this check cannot tell apart from too high a rate. Or, if
+    nothing below the head has moved, the head was not trained to convergence.
 
 Remedy
     Keep the backbone frozen and train a head, or start with that head (LP-FT).
@@ -28,7 +29,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.plugin import Contrast, Pipeline, Plugin, Profile, interventions
+from xferbench.plugin import Contrast, Pipeline, Plugin, Profile, interventions, records
 from xferbench.study.trials import INTERPOLATE_TO_BEFORE
 
 if TYPE_CHECKING:
@@ -49,6 +50,17 @@ def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
     return {"permuted": replace(pipeline, edits=(interventions.PermuteWeights(),))}
 
 
+def explain(_contrast: str, records_by_term: records.RecordsByTerm, _subject: Pipeline, _cured: Pipeline) -> str:
+    """Return the causes that this check cannot tell apart, if the finished network is worse than the probe."""
+    finished, probe = (records.accuracy(records_by_term[arm, "as-trained", 0]) for arm in ("subject", "cured"))
+    return CAUSES if finished < probe else ""
+
+
+CAUSES = (
+    "this check cannot tell these causes apart: too high a rate, the gradients of a fresh head, too few steps, or wrong labels "
+    "in the training; if nothing below the head has moved, the head was not trained to its end"
+)
+
 audit = Plugin(
     id="audit/linear-probe",
     version=1,
@@ -64,5 +76,6 @@ audit = Plugin(
             meaning="a linear probe of before − the finished network, both served as trained",
         ),
     ),
+    explain=explain,
     remedy="train a head on the frozen backbone to its end, or begin the fine-tuning with that (LP-FT)",
 )

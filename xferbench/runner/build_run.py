@@ -209,7 +209,7 @@ def _subject_notes(executed: StudyResult) -> list[Reason]:
     A network that a confirmed repair makes better did learn something.
     """
     step, suite = executed.step, executed.study.suite
-    if any(followup.keeps_network(state) and _has_failed(step, state) for state in step.states):
+    if any(_has_failed(step, state) and followup.keeps_network(state) for state in step.states):
         return []
     for state in step.states:
         records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)

@@ -13,6 +13,7 @@ __all__ = [
     "AdaptBatchNorm",
     "AssignClasses",
     "BatchNormEdit",
+    "BatchNormEpsilon",
     "DivideLogits",
     "Edit",
     "Finish",
@@ -141,6 +142,19 @@ class OneClassBatchNorm(BatchNormEdit):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchNormEpsilon(BatchNormEdit):
+    """Add the difference of two epsilons to the running variances, as if the layers had this epsilon in evaluation mode.
+
+    Frameworks differ in it: PyTorch has 1e-5, and Keras has 1e-3.
+    """
+
+    spelling: ClassVar[str] = "batchnorm:epsilon"
+    statistics: ClassVar[str] = "with another epsilon"
+    words: ClassVar[str] = "BatchNorm with an epsilon of {epsilon:g}"
+    epsilon: float = number(low=0, low_open=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignClasses(Edit):
     """Reorder the head's outputs by the order that fits the screened examples best."""
 
@@ -224,6 +238,7 @@ EDITS = (
     RecalibrateBatchNorm,
     ResetBatchNorm,
     OneClassBatchNorm,
+    BatchNormEpsilon,
     AssignClasses,
     RotateClasses,
     FitTemperature,

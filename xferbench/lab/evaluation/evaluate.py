@@ -17,6 +17,7 @@ from xferbench.core.interventions import (
     OWN_HEAD,
     AdaptBatchNorm,
     BatchNormEdit,
+    BatchNormEpsilon,
     Edit,
     EvalMode,
     FitClassBias,
@@ -214,6 +215,8 @@ def _new_statistics(
     network, names = model.network, batchnorm.statistics_names(model.network.module)
     if isinstance(edit, RestoreBatchNorm):
         return {name: model.trained.before[name].to(network.device) for name in names}
+    if isinstance(edit, BatchNormEpsilon):
+        return batchnorm.variances_for_epsilon(network.module, tensors, edit.epsilon)
     if isinstance(edit, ResetBatchNorm):
         return edits.initial_statistics({name: tensors[name] for name in names})
     # The order is random, because batches of a sorted class folder would have one class each.
@@ -221,7 +224,7 @@ def _new_statistics(
     images = split.images
     if isinstance(edit, OneClassBatchNorm):
         images = images[split.labels == np.bincount(split.labels).argmax()]
-    return _recalibrate(images, model.spec.data.preprocessing, tensors, network)
+    return recalibrate(torch.from_numpy(np.array(images)), model.spec.data.preprocessing, tensors, network)
 
 
 def _domain_statistics(tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
@@ -231,12 +234,12 @@ def _domain_statistics(tensors: Tensors, model: LoadedModel, view: EvaluationSpe
         images = training_examples(model, dataset, MAX_PROBE_EXAMPLES).images
     else:
         images = domains.unlabeled_split(view.domain.data, view.preprocessing, model.cache).images
-    return _recalibrate(images, view.preprocessing, tensors, model.network)
+    return recalibrate(torch.from_numpy(np.array(images)), view.preprocessing, tensors, model.network)
 
 
-def _recalibrate(images: np.ndarray, transform: InputTransform, tensors: Tensors, network: Architecture) -> Tensors:
+def recalibrate(images: Tensor, transform: InputTransform, tensors: Tensors, network: Architecture) -> Tensors:
     """Compute the running statistics on images [n, …], in batches of one size because each batch counts equally."""
-    on_device = torch.from_numpy(np.array(images)).to(network.device)
+    on_device = images.to(network.device)
     batches = on_device.tensor_split(max(1, len(on_device) // feature_cache.INFERENCE_BATCH))
     inputs = (preprocessing.to_tensor(batch, transform) for batch in batches)
     return batchnorm.recalibrate(network.module, tensors, inputs)

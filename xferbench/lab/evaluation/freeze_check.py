@@ -6,7 +6,7 @@ It returns numbers and no verdict. The part of a number's name before the slash 
 from __future__ import annotations
 
 from functools import partial
-from math import inf, isnan, sqrt
+from math import inf, isfinite, isnan, sqrt
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from xferbench.core.interventions import HEAD_ONLY
 from xferbench.lab.data import preprocessing
-from xferbench.lab.models import backbones, batchnorm, checkpoints
+from xferbench.lab.evaluation import edits
+from xferbench.lab.models import backbones, batchnorm
 from xferbench.lab.training import expected_changes, feature_cache
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ CHANCE_SIGMAS = 4.0  # standard deviations of the correlation of independent ten
 MAX_CHANCE_CORRELATION = 0.2  # upper bound of the correlation of independent tensors
 MIN_GROUP_VALUES = 1000  # a smaller layer group is reported only if all groups are uncorrelated
 GROWTH_FACTOR = 2.0  # growth of a weight norm above which training explains that the weights are uncorrelated
+MIN_UNIFORM_VALUES = 1000  # fewer weights of a head are not compared with the uniform distribution
+HALF_PRECISION = 2.0**-8  # relative rounding of bfloat16
+KOLMOGOROV_QUANTILE = 1.63  # √n times the distance from a continuous distribution exceeds it with a probability of 1 %
 FAINT_GRADIENT = 1e-4  # gradient, as a share of the largest one
 LARGE_FACTOR = 100.0  # change of a norm above which it is reported
 PROBE_IMAGES = 32  # images used for gradients
@@ -83,7 +87,7 @@ def check_freeze(context: MeasureContext) -> dict[str, float]:
     after = {name: tensor.cpu() for name, tensor in context.after.items()}
     before = {name: tensor.cpu() for name, tensor in context.before.items() if name in after}
     parameters = {name for name, _ in network.module.named_parameters()}
-    compared = [name for name in after if name in before and not name.endswith(checkpoints.BATCH_COUNTER)]
+    compared = [name for name in after if name in before and not name.endswith(batchnorm.BATCH_COUNTER)]
     moved = {name for name in compared if not is_same(before[name], after[name])}
 
     not_loaded = uncorrelated_groups(context, before, after)
@@ -95,7 +99,7 @@ def check_freeze(context: MeasureContext) -> dict[str, float]:
 
     expectation = {name: "trained" if name in may else "frozen" for name in compared} if recipe.phases else {}
     causes = ["not-loaded" if none_loaded else "partly-loaded"] * bool(not_loaded)
-    causes += explain_buffers(network, unexpected - parameters)
+    causes += explain_buffers(network, before, after, unexpected - parameters)
     causes += explain_moved(context, may, before, after, unexpected & parameters)
     causes += explain_unmoved(network, reachable, unmoved)
     marks = {
@@ -196,13 +200,16 @@ def unmoved_tensors(context: MeasureContext, must: set[str], before: Tensors, af
 def untrained_head(context: MeasureContext) -> set[str]:
     """Return the names of the head's tensors if the head looks untrained, else an empty set.
 
-    A head looks untrained if its weights have the standard deviation and the range of initial weights, and it predicts no
-    better than the majority class.
+    A head looks untrained if its weights have the uniform distribution of initial weights in PyTorch, which a single step of
+    training leaves: some of many weights would pass its limits. It also looks untrained if its weights have the standard
+    deviation and the range of initial weights, and it predicts no better than the majority class.
     """
     assert context.build_random is not None, "the caller compares heads only if it can build a fresh one"
     head = context.network.layout.head
     name = f"{head}.weight"
     initial, weight = dict(context.build_random().named_parameters())[name].detach(), context.after[name].cpu()
+    if is_initial_uniform(weight):
+        return {tensor for tensor in context.after if backbones.is_within(tensor, [head])}
     spread = float(weight.std() / initial.std().clamp_min(1e-12))
     is_like_initial = 0.95 < spread < 1.05 and float(weight.abs().max() / initial.abs().max()) < 1.05
     is_zero = not bool(initial.any()) and not bool(weight.any())
@@ -216,6 +223,23 @@ def untrained_head(context: MeasureContext) -> set[str]:
     bound = majority + 2 * (majority * (1 - majority) / len(labels)) ** 0.5
     is_untrained = float((predictions == labels).double().mean()) <= bound
     return {tensor for tensor in context.after if is_untrained and backbones.is_within(tensor, [head])}
+
+
+def is_initial_uniform(weight: Tensor) -> bool:
+    """Check whether the weights of a layer are uniform between ±1/√fan-in, as ``nn.Linear`` and ``nn.Conv2d`` initialize them.
+
+    The distance from that distribution is that of Kolmogorov and Smirnov, at a level of 1 %. Few weights are never recognized,
+    because a brief training may leave all of them within the limits.
+    """
+    if weight.numel() < MIN_UNIFORM_VALUES or not bool(weight.isfinite().all()):
+        return False
+    values = weight.double().flatten().sort().values * weight[0].numel() ** 0.5
+    if float(values.abs().max()) > 1 + HALF_PRECISION:
+        return False
+    ranks = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    expected = ((values + 1) / 2).clamp(0, 1)
+    distance = max(float((ranks[1:] - expected).max()), float((expected - ranks[:-1]).max()))
+    return distance * sqrt(len(values)) < KOLMOGOROV_QUANTILE
 
 
 def gradient_shares(context: MeasureContext, names: Iterable[str]) -> dict[str, float]:
@@ -234,10 +258,23 @@ def gradient_shares(context: MeasureContext, names: Iterable[str]) -> dict[str, 
     return {name: size / (max(sizes.values()) or 1.0) for name, size in sizes.items()}
 
 
-def explain_buffers(network: Architecture, moved: set[str]) -> list[str]:
-    """Return the causes for buffers that should not have moved: BatchNorm's statistics, or other buffers."""
+def explain_buffers(network: Architecture, before: Tensors, after: Tensors, moved: set[str]) -> list[str]:
+    """Return the causes for buffers that should not have moved: BatchNorm's statistics, or other buffers.
+
+    Statistics that are not finite have no cause that the tensors show. Statistics that moved while the counters of batches
+    stayed were not moved by training mode.
+    """
     statistics, buffers = batchnorm.statistics_names(network.module), {name for name, _ in network.module.named_buffers()}
-    return ["statistics"] * bool(moved & statistics) + ["buffers"] * bool(moved & buffers - statistics)
+    others = ["buffers"] * bool(moved & buffers - statistics)
+    changed = {name: after[name] for name in moved & statistics if bool(after[name].isfinite().all())}
+    if not changed:
+        return others
+    initial = edits.initial_statistics(changed)
+    if all(torch.equal(tensor, initial[name]) for name, tensor in changed.items()):
+        return ["reset", *others]
+    counters = [float(after[name]) for name in after if name.endswith(batchnorm.BATCH_COUNTER)]
+    is_counted = max(counters, default=0.0) > 0 and batchnorm.training_steps(before, after) == 0
+    return ["overwritten" if is_counted else "statistics", *others]
 
 
 def explain_moved(context: MeasureContext, may: set[str], before: Tensors, after: Tensors, moved: set[str]) -> list[str]:
@@ -286,21 +323,21 @@ def is_weight_decay(before: Tensors, after: Tensors, names: Iterable[str]) -> bo
 def find_anomalies(before: Tensors, after: Tensors, moved: set[str]) -> dict[str, float]:
     """Return anomalies that are no violations.
 
-    These are tensors whose norm changed by a factor of 100, or that became all zeros; weights that became half precision; and
-    the number of steps that BatchNorm ran in training mode.
+    These are tensors whose norm changed by a factor of 100, or that became all zeros or not finite; weights that became half
+    precision; and the number of steps that BatchNorm ran in training mode.
     """
     anomalies = {}
     for name in sorted(moved):
         old, new = float(before[name].double().norm()), float(after[name].double().norm())
         if old and new == 0:
             anomalies[f"odd/zeros/{name}"] = 1.0
-        elif old and not 1 / LARGE_FACTOR < new / old < LARGE_FACTOR:
-            anomalies[f"odd/scale/{name}"] = inf if isnan(new) else new / old
+        elif old and isfinite(new) and not 1 / LARGE_FACTOR < new / old < LARGE_FACTOR:
+            anomalies[f"odd/scale/{name}"] = new / old
+    anomalies |= {f"odd/not finite/{name}": 1.0 for name in sorted(moved) if not bool(after[name].isfinite().all())}
     floats = [name for name in before if before[name].is_floating_point() and after[name].is_floating_point()]
     halves = [half for half in HALF_DTYPES if _fits_half(after, floats, half) and not _fits_half(before, floats, half)]
     anomalies |= {f"odd/{str(half).removeprefix('torch.')}": 1.0 for half in halves[:1]}
-    counters = [name for name in before if name.endswith(checkpoints.BATCH_COUNTER)]
-    steps = max((float(after[name] - before[name]) for name in counters), default=0.0)
+    steps = batchnorm.training_steps(before, after)
     return anomalies | ({"odd/steps in train mode": steps} if steps > 0 else {})
 
 

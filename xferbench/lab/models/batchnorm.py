@@ -16,6 +16,7 @@ from xferbench.core.interventions import BATCHNORM_MODES, BatchNormEval, BatchNo
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+BATCH_COUNTER = "num_batches_tracked"
 SAVED_ATTRIBUTES = ("training", "momentum", "forward")  # attributes of a layer that change while it trains
 
 
@@ -103,6 +104,33 @@ def recalibrate(module: nn.Module, tensors: Mapping[str, Tensor], batches: Itera
         for batch in batches:
             functional_call(module, {**tensors, **statistics}, (batch,))
     return statistics
+
+
+def variances_for_epsilon(module: nn.Module, tensors: Mapping[str, Tensor], epsilon: float) -> dict[str, Tensor]:
+    """Return running variances with which the layers compute what they would compute with another epsilon.
+
+    Args:
+        module: the structure of the network.
+        tensors: its parameters and buffers.
+        epsilon: the other epsilon.
+    """
+    layers = {f"{name}.running_var": layer.eps for name, layer in batchnorm_layers(module).items()}
+    return {name: tensors[name] + (epsilon - own) for name, own in layers.items()}
+
+
+def training_steps(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """Return the largest number of steps that a layer ran in training mode between two sets of tensors; 0 if it is unknown."""
+    counters = [name for name in after.keys() & before.keys() if name.endswith(BATCH_COUNTER)]
+    return max((float(after[name].cpu() - before[name].cpu()) for name in counters), default=0.0)
+
+
+def share_from_before(module: nn.Module, steps: float) -> float:
+    """Return the largest share of a layer's running statistics that is still that from before ``steps`` steps in train mode.
+
+    Each step multiplies the old statistics by 1 − momentum. A layer without a momentum averages all batches since its reset.
+    """
+    layers = batchnorm_layers(module).values()
+    return max(((1 - layer.momentum) ** steps for layer in layers if layer.momentum is not None), default=0.0)
 
 
 def statistics_drift(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

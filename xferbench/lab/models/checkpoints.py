@@ -13,6 +13,7 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
 from xferbench.lab.models import backbones
+from xferbench.lab.models.batchnorm import BATCH_COUNTER
 from xferbench.lab.models.checkpoint_reader import is_safetensors, open_safetensors
 from xferbench.lab.models.state_dict_names import (
     change_prefix,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")  # classifiers that GoogLeNet and Inception have during pretraining only
-BATCH_COUNTER = "num_batches_tracked"
 PREPROCESSING_METADATA = "xferbench.preprocessing"
 MAX_FLOAT16 = 65504.0
 

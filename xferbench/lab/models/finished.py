@@ -13,6 +13,7 @@ import torch
 
 from xferbench.core.errors import UserError
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints
+from xferbench.lab.models.batchnorm import BATCH_COUNTER
 from xferbench.lab.training.network import TrainedModel
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def head_sizes(
     _check_distinct(before, after)
     _check_order(checkpoints.head_tensors(module, before, head).get(f"{head}.weight"), outputs, classes)
     shared_parameters = [
-        name for name in below_head["after"] if name in below_head["before"] and not name.endswith(checkpoints.BATCH_COUNTER)
+        name for name in below_head["after"] if name in below_head["before"] and not name.endswith(BATCH_COUNTER)
     ]
     return outputs, all(torch.equal(below_head["before"][name], below_head["after"][name]) for name in shared_parameters)
 

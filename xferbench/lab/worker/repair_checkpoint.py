@@ -93,7 +93,7 @@ def replace_statistics(
     """
     names = file_names(network, file_tensors)
     statistics = batchnorm.statistics_names(network.module)
-    missing = sorted(name for name in statistics - names.keys() if not name.endswith(checkpoints.BATCH_COUNTER))
+    missing = sorted(name for name in statistics - names.keys() if not name.endswith(batchnorm.BATCH_COUNTER))
     if missing:
         return {}, f"the file stores its BatchNorm statistics in another form ({missing[0]} is not in it)"
     new = {names[name]: tensors[name].cpu().to(file_tensors[names[name]].dtype) for name in statistics & names.keys()}
