@@ -252,6 +252,16 @@ def test_a_page_with_few_plugins_folds_nothing(page):
     assert all("open" in item for item in page.attributes("details") if item.get("class") == "plugin")
 
 
+def test_the_table_has_the_range_of_the_induced_accuracies(run):
+    cells = make_cells("p", {"subject": 0.7, "cured": 0.7, "induced:x": 0.6, "induced:y": 0.5, "scratch": 0.4}, seeds=2)
+    findings = make_findings("p", "PASS", cells)
+    page = html.render(replace(run, findings=findings, cells=tuple(cells)), {}, None)
+    low, high = sorted(100 * finding.accuracy["induced"] for finding in findings)
+    assert low < high
+    assert f'data-name="Induced">{low:.1f} to {high:.1f} %</td>' in page
+    assert ">Induced</th>" in page
+
+
 def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
     cells = make_cells(
         "p", {"subject": 0.7, "cured": 0.8, "scratch": 0.4} | {f"induced:v{n}": 0.1 * n for n in range(8)}, seeds=2

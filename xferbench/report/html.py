@@ -24,7 +24,7 @@ from xferbench.report import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from xferbench.core.plugin import Plugin
     from xferbench.core.run import Duplicate, Run
@@ -144,6 +144,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
 def _verdict(group: tables.Group, usual_unit: str) -> dict[str, Any]:
     first, estimate = group[0], group[0].estimate
     accuracy = {arm: format.format_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
+    accuracy["induced"] = _percent_range([value for _, value in tables.induced_range(group)])
     return {
         "plugin": format.one_line(first.plugin),
         "contrast": "" if first.contrast == "harm" else format.one_line(first.contrast),
@@ -172,6 +173,14 @@ def _verdict(group: tables.Group, usual_unit: str) -> dict[str, Any]:
         "seeds": estimate.seeds,
         "examples": estimate.examples,
     }
+
+
+def _percent_range(values: Sequence[float]) -> str:
+    """Return the least and greatest of some accuracies: ``53.9 to 60.1 %``."""
+    if not values:
+        return format.MISSING
+    least, greatest = (format.format_percent(value) for value in (min(values), max(values)))
+    return least if least == greatest else f"{least.removesuffix(' %')} to {greatest}"
 
 
 def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, content: str) -> dict[str, Any]:
