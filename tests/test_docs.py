@@ -291,7 +291,14 @@ def test_a_link_points_to_a_file(path, generated):
         if (DOCS / "generated") in file.parents:
             assert file.relative_to(DOCS / "generated").as_posix() in generated
         else:
-            assert file.is_file(), f"{target} does not exist"
+            assert file.exists(), f"{target} does not exist"
+
+
+def test_a_link_to_a_committed_table_becomes_a_link_to_its_page():
+    text = "[Table](../../reports/benchmarks/audit.md), [all](../../reports/benchmarks), [x](../../reports/samples/x.md)"
+    assert generated_pages.link_to_pages(text) == (
+        "[Table](../generated/benchmarks/audit.md), [all](../generated/benchmarks/index.md), [x](../../reports/samples/x.md)"
+    )
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

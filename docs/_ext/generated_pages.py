@@ -30,6 +30,8 @@ GENERATED = DOCS / "generated"
 VERSION_LINE = re.compile(r"(\S+) \(version (\d+)\)")
 MARKUP = re.compile(r"(``.+?``)", re.DOTALL)  # literals, in which nothing is escaped
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+TABLE_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks/([a-z]+)\.md\)")
+TABLES_FOLDER_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks\)")
 BENCHMARKS = {
     "simulation": "Wrong verdicts and power, by simulation",
     "embedded": "All plugins on the embedded targets",
@@ -50,7 +52,14 @@ BENCHMARKS = {
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the generator with Sphinx."""
     app.connect("builder-inited", lambda _: write_all())
+    app.connect("source-read", lambda _app, _page, source: source.__setitem__(0, link_to_pages(source[0])))
     return {"version": "1", "parallel_read_safe": True}
+
+
+def link_to_pages(text: str) -> str:
+    """Return a page whose links to committed tables, which also work in a clone, are links to the pages of these tables."""
+    text = TABLES_FOLDER_LINK.sub(r"](../generated/benchmarks/index.md)", text)
+    return TABLE_LINK.sub(r"](../generated/benchmarks/\1.md)", text)
 
 
 def write_all() -> None:
