@@ -49,7 +49,7 @@ from xferbench.config import loader, render
 from xferbench.core.pipeline import AuxiliaryDataset
 from xferbench.data import inputs
 from xferbench.lab.worker import run_trials
-from xferbench.report.format import format_harm_interval
+from xferbench.report.format import format_harm_interval, unit_scale
 from xferbench.runner import build_run, execute
 from xferbench.runner.environment import processor_name
 from xferbench.runner.store import cache_folder
@@ -256,11 +256,11 @@ def run_audit(suite, store):
 def reference_estimate(executed, state, contrast, work, data, store):
     """Return the estimate of a contrast with the arms that an audit selected, on images that the audit does not use."""
     target = inputs.digest_data(data_spec(data, work))
-    source = inputs.digest_data(data_spec("cifar-reference", work))
     records = {}
     for arm, view in contrast.weights:
         pipeline, named_view = state.arms[arm].pipeline, trials.VIEWS[view]
         if named_view.domain == "source":
+            source = inputs.digest_data(data_spec("cifar-reference", work))
             view_name, changes = view, {"source": replace(pipeline.data.source, data=source)}
         else:  # as a shifted set, so that the arms keep what the audit selected on the target
             view_name = "shifted-as-trained" if named_view.as_trained else "shifted"
@@ -289,7 +289,7 @@ def harm_interval(finding):
     """Write the harm of a finding with its bounds."""
     if finding.estimate.harm is None:
         return "(exact)" if finding.verdict == "FAIL" else f"({finding.verdict})"
-    scale, digits = (100, 1) if finding.estimate.unit == "accuracy" else (1, 3)
+    scale, digits = unit_scale(finding.estimate.unit)
     harm, low, high = (f"{scale * value:+.{digits}f}" for value in finding.estimate.bounds)
     return f"{harm} [{low}, {high}]"
 
