@@ -137,7 +137,7 @@ CASES = [
         admissible=("audit/linear-probe", "audit/interpolation", "catastrophic-forgetting", "audit/collapse"),
         script="high rate",
         data="fashion",
-        tables={},
+        tables={"source": {"data": "npz:cifar.npz", "keep": True}},
     ),
     Case(
         network=FASHION,

@@ -69,6 +69,15 @@ def test_options_and_a_file_give_the_same_suite(after, tmp_path):
     assert (from_file.rules.looks, from_file.rules.tuning_seeds) == ((1,), 1)
 
 
+def test_forgetting_is_judged_only_if_the_source_is_kept(after):
+    required = ("--after", after, "--data", "digits", "--arch", "tiny-resnet", "--source", "synthetic:source")
+    assert not parse_audit(*required).rules.keep_source
+    kept = parse_audit(*required, "--keep-source")
+    assert kept.rules.keep_source
+    assert "--keep-source" in kept.invocation.command
+    assert "True" not in kept.invocation.command
+
+
 def test_keys_of_timm_change_the_recorded_preprocessing():
     recorded = {"resize": 256, "crop": 224, "mean": [0.1], "std": [0.2], "interpolation": "bilinear"}
     assert audit_suite.adjust_preprocessing(recorded, {"mean": [0.5], "std": [0.5]}) == recorded | {"mean": [0.5], "std": [0.5]}

@@ -41,6 +41,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--before", type=Path, metavar="FILE", help="the weights that training started from")
     parser.add_argument("--data", metavar="DATA", help="labeled images, such as folder:DIR or npz:FILE")
     parser.add_argument("--source", metavar="DATA", help="the data that the network was pretrained on")
+    text = "the network must keep its skill on the source, so that forgetting is judged"
+    parser.add_argument("--keep-source", action="store_const", const=True, help=text)
     parser.add_argument("--shifted", metavar="DATA", help="images of the same classes under another condition")
     text = "fingerprints of a pretraining set (xferbench manifest)"
     parser.add_argument("--manifest", type=Path, metavar="FILE", help=text)

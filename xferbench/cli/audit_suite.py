@@ -60,6 +60,7 @@ def _audit_options(arguments: argparse.Namespace) -> list[str]:
         *REQUIRED_OPTIONS,
         "before",
         "source",
+        "keep_source",
         "shifted",
         "manifest",
         "believed",
@@ -107,6 +108,7 @@ def _suite_table(options: Mapping[str, Any], arch: str) -> dict[str, Any]:
     recipe = {"serve_preprocessing": adjust_preprocessing(preprocessing, serve)} if serve else {}
     recipe |= {"serve_mode": options["serve_mode"]} if "serve_mode" in options else {}
     source = {"data": options["source"]} if "source" in options else {}
+    source |= {"keep": True} if "keep_source" in options else {}
     source |= {"manifest": str(options["manifest"])} if "manifest" in options else {}
     target = {"data": options["data"]} | ({"test_size": options["limit"]} if "limit" in options else {})
     return {
@@ -160,7 +162,7 @@ def _typed_options(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the options as a user would type them."""
     typed = []
     for name, value in options.items():
-        values = value if isinstance(value, list) else [value]
+        values = [] if value is True else value if isinstance(value, list) else [value]
         typed += [
             f"--{name.replace('_', '-')}",
             *(shlex.quote(f"{item:g}" if isinstance(item, float) else str(item)) for item in values),

@@ -58,6 +58,8 @@ from xferbench.plugins.linear_probe import induce as permute_backbone
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xferbench.core.suite import Suite
+
 HIGH_LR = 1e-2
 # At these strengths each regularizer worked in our tests.
 REGULARIZERS = (interventions.L2SP(strength=1), interventions.EWC(strength=1000))
@@ -87,6 +89,11 @@ def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
         regularizers = (*REGULARIZERS, *SOURCE_HEAD_REGULARIZERS, replay)
     for regularizer in regularizers:
         yield replace(base, name=f"{base.name}, {regularizer}", regularizer=regularizer)
+
+
+def judges(suite: Suite) -> bool:
+    """Return whether the suite says that the network must keep its skill on the source."""
+    return suite.rules.keep_source
 
 
 def cure(pipeline: Pipeline, profile: Profile) -> Selection:
@@ -144,7 +151,7 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(FORGETTING, *MEASUREMENTS),
-    judges=lambda suite: suite.rules.keep_source,
+    judges=judges,
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
     plot=plot,
 )
@@ -163,6 +170,9 @@ Remedy
     them.
 
 How it is judged
+    Only with ``--keep-source`` or ``[source] keep = true``: nearly every fine-tuning forgets, which harms only those who need
+    the source. Otherwise the loss is measured and has no verdict.
+
     Harm is accuracy on the source's test set, with the pretrained head, before − after. The cure is the best of the old
     BatchNorm statistics and the weights between before and after. It only informs the remedy.
 
@@ -200,5 +210,6 @@ audit = Plugin(
     cure=audit_cure,
     induce=permute_backbone,
     contrasts=(FORGETTING, *MEASUREMENTS),
+    judges=judges,
     remedy="freeze more of the backbone or preserve the source: `xferbench run` with this [source] shows what keeps most",
 )
