@@ -7,9 +7,11 @@ import pytest
 from factory import SCRATCH, make_cells, make_record, make_run
 
 from xferbench.core.plugin import HARM, Contrast
+from xferbench.core.reason import Code, because
 from xferbench.core.run import Finding, Provenance, Run, TrialRow
 from xferbench.core.sections import from_flat, replace_flat
 from xferbench.report import format, tables
+from xferbench.report.messages import write_sentence
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,12 @@ def test_the_headline_names_failures_and_their_costs():
         make_finding("a", "FAIL", harm=0.05, low=0.03, high=0.07), make_finding("b", "FAIL"), make_finding("c", "FAIL")
     )
     assert tables.headline(run) == "Transfer fails here: a costs +5.0 [+3.0, +7.0] points of accuracy and b, and 1 more."
+
+
+def test_the_headline_claims_nothing_for_a_subject_that_learned_nothing():
+    note = write_sentence(because(Code.SUBJECT_LEARNT_NOTHING, share=0.5))
+    run = replace(make_run_of(make_finding("a", "PASS")), notes=(note,))
+    assert tables.headline(run) == "The subject learned nothing, so no failure can be ruled out. Checks: 1 passed."
 
 
 def test_a_plugin_counts_with_its_worst_verdict():

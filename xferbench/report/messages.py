@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 MAX_LISTED_CHANGES = 8  # changed keys of a suite that a note lists
 MAX_LISTED_DROPPED = 5  # entries about dropped examples that a note lists
-TRUST_PREFIX = "taken on trust: "  # reports list the notes with these two prefixes separately
+TRUST_PREFIX = "taken on trust: "  # reports list the notes with this prefix and the next one separately
 DROPPED_PREFIX = "left out of the data"
+UNTRAINED_PREFIX = "the subject learned nothing"  # the headline repeats this note
 STATE_AFTER_REPAIR = {"FAIL": "remains", "PASS": "is gone"}  # by the verdict after the repair
 CURE_CHANGES_NOTHING = "the cure changes nothing in this pipeline"
 MOST_FREQUENT_CLASS = "it is no better than the most frequent class ({share:.0%} of the test images)"
@@ -93,7 +94,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     ),
     Code.NOT_MADE_ALIKE: "the two runs were computed differently: accepted with {difference}",
     Code.SOURCE_DIFFERS: "{kind} {name}: the source code differs ({old} → {new})",
-    Code.SUBJECT_LEARNT_NOTHING: f"the subject learned nothing: {MOST_FREQUENT_CLASS}, so a PASS says little",
+    Code.SUBJECT_LEARNT_NOTHING: f"{UNTRAINED_PREFIX}: {MOST_FREQUENT_CLASS}, so a PASS says little",
     Code.SCRATCH_LEARNT_NOTHING: f"training from scratch learned nothing: {MOST_FREQUENT_CLASS}",
     Code.UNUSED_INPUT: "the suite has [{role}], but no plugin of this run uses it",
     Code.HALF_JUDGED: (

@@ -10,6 +10,7 @@ import numpy as np
 from xferbench.analysis import estimates, metrics
 from xferbench.core.run import contrast_id
 from xferbench.report import format
+from xferbench.report.messages import UNTRAINED_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -257,6 +258,8 @@ def headline(run: Run) -> str:
         more = f", and {len(causes) - 2} more" if len(causes) > 2 else ""
         start = "Transfer fails here: " + " and ".join(map(_cost_text, causes[:2])) + more
         start += _symptoms_text([finding for finding in by["FAIL"] if finding.symptom_of])
+    elif by["PASS"] and any(note.startswith(UNTRAINED_PREFIX) for note in run.notes):
+        start = "The subject learned nothing, so no failure can be ruled out"
     elif by["PASS"] and not by["ERROR"] and not by["INCONCLUSIVE"]:
         start = "This pipeline shows none of the tested failures"
     elif by["PASS"] or any(finding.estimate.harm is not None for finding in by["INCONCLUSIVE"]):
