@@ -289,3 +289,11 @@ def test_the_bound_of_a_proportion_is_that_of_the_binomial_test(successes, trial
 
     expected = binomtest(successes, trials, alternative="greater").proportion_ci(0.95).low if trials else 0.0
     assert intervals.proportion_lower_bound(successes, trials, 0.05) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (0, 5), (1, 5), (5, 5), (3, 40)])
+def test_the_interval_of_a_proportion_is_that_of_the_binomial_test(successes, trials):
+    from scipy.stats import binomtest
+
+    expected = binomtest(successes, trials).proportion_ci(0.95) if trials else (0.0, 1.0)
+    assert intervals.proportion_interval(successes, trials, 0.05) == pytest.approx(tuple(expected))

@@ -19,6 +19,7 @@ NAN = float("nan")
 MARGIN = 0.03
 GOOD = replace(UNDECIDED, harm=0.0, low=-0.01, high=0.01, p_pass=0.001, seeds=3, examples=100)
 NO_BASELINE = because(Code.NO_BASELINE, arm="cured", view="test")
+FAILURES = because(Code.FAILURES_LEAVE_OPEN, margin=0.03, share=0.7)
 EQUAL = because(Code.CURE_CHANGES_NOTHING)
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 ESTIMATES = st.none() | st.tuples(NUMBERS, NUMBERS, NUMBERS).map(
@@ -55,6 +56,7 @@ def make_estimate(estimate=GOOD, **changes):
         finished=st.booleans(),
         control_improves=st.booleans(),
         seeds_apart=st.booleans(),
+        failures=st.sampled_from([None, FAILURES]),
         may_understate=st.sampled_from(["", "scratch"]),
         may_overstate=st.sampled_from(["", "cured"]),
     ),
@@ -68,7 +70,7 @@ def test_a_harm_passes_only_with_complete_evidence(estimate, decision, evidence)
         assert evidence.control in {"detected", "harmless"} or not evidence.selected or evidence.exposed
         assert evidence.control in {"detected", "harmless"} or not evidence.exposed or estimate.high < -MARGIN
         assert evidence.baseline is None or not (evidence.exposed or evidence.finished)
-        assert not (evidence.exposed and evidence.seeds_apart)
+        assert not (evidence.exposed and (evidence.seeds_apart or evidence.failures))
         assert not evidence.control_improves and not evidence.may_understate
     if result.code == "FAIL":
         assert decision == "FAIL" and not evidence.may_overstate
@@ -87,6 +89,9 @@ def test_a_harm_passes_only_with_complete_evidence(estimate, decision, evidence)
         ({"control": "harmless", "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
         ({"exposed": False, "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
         ({"seeds_apart": True}, "INCONCLUSIVE", Code.SEEDS_APART),
+        ({"failures": FAILURES}, "INCONCLUSIVE", Code.FAILURES_LEAVE_OPEN),
+        ({"failures": FAILURES, "decision": "FAIL"}, "FAIL", Code.ABOVE_MARGIN),
+        ({"failures": FAILURES, "exposed": False}, "PASS", Code.NOT_EXPOSED),
         ({"may_understate": "scratch"}, "INCONCLUSIVE", Code.SEARCH_CUT),
         ({"may_understate": "scratch", "decision": "FAIL"}, "FAIL", Code.ABOVE_MARGIN),
         ({"may_overstate": "cured", "decision": "FAIL"}, "INCONCLUSIVE", Code.SEARCH_CUT),

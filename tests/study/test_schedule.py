@@ -307,20 +307,37 @@ def test_arms_scored_on_other_examples_are_an_error():
     assert finding.verdict == "ERROR" and "same examples" in finding.reason
 
 
-def test_a_reason_counts_diverged_seeds():
-    def diverge(trial):
-        record = make_lab(ACCURACIES)(trial)
-        return (
-            replace(record, scalars={"diverged": 1.0})
-            if training_kind(trial) == "subject" and trial.model.base.seed == 1
-            else record
-        )
+def make_failing_lab(kind, accuracy, at_failure):
+    """A lab in which a kind of training diverges at seed 1, with an accuracy of its own."""
+    lab = make_lab(ACCURACIES | accuracy)
 
-    lab = make_lab(ACCURACIES)
-    by_id = compute_findings(
-        make_study(batchnorm_drift.plugin), lambda trial: diverge(trial) if trial.view.measure == "predictions" else lab(trial)
-    )
-    assert "subject diverged at 1 of 3 seeds" in by_id["batchnorm-drift/harm/ghost-batch"].reason
+    def diverge(trial):
+        record = lab(trial)
+        has_failed = training_kind(trial) == kind and trial.model.base.seed == 1 and trial.view.measure == "predictions"
+        predictions = fake_lab.fake_predictions(at_failure, 1) if has_failed else record.predictions
+        return replace(record, predictions=predictions, scalars={"diverged": 1.0}) if has_failed else record
+
+    return diverge
+
+
+def test_a_finding_has_the_share_of_runs_that_fail():
+    finding = compute_findings(make_study(DRIFT), make_failing_lab("subject", {}, 0.7))["batchnorm-drift/harm/ghost-batch"]
+    assert (finding.failures.count, finding.estimate.seeds) == (1, 3)
+    assert (finding.failures.low, finding.failures.high) == (pytest.approx(0.0084, abs=1e-4), pytest.approx(0.9057, abs=1e-4))
+    assert "1 of 3 runs of subject failed" in finding.reason and "33 % [0.8, 90.6]" in finding.reason
+    finding = compute_findings(make_study(DRIFT), make_failing_lab("cured", {}, 0.8))["batchnorm-drift/harm/ghost-batch"]
+    assert finding.failures.count == 0 and "cured diverged at 1 of 3 seeds" in finding.reason
+
+
+def test_a_failed_run_prevents_a_pass_even_if_the_mean_harm_is_far_below_the_margin():
+    suite = replace(SUITE, rules=replace(SUITE.rules, looks=(12,)))
+    better = {"subject": 0.84, "cured": 0.8}
+    healthy = compute_findings(make_study(DRIFT, suite=suite), make_lab(ACCURACIES | better))
+    failing = compute_findings(make_study(DRIFT, suite=suite), make_failing_lab("subject", better, 0.64))
+    name = "batchnorm-drift/harm/ghost-batch"
+    assert (healthy[name].verdict, healthy[name].failures.count) == ("PASS", 0)
+    assert failing[name].estimate.high < failing[name].estimate.margin and failing[name].estimate.p_pass < 0.05
+    assert failing[name].verdict == "INCONCLUSIVE" and "some runs fail" in failing[name].reason
 
 
 def test_more_plugins_make_a_verdict_harder_but_variants_of_a_contrast_do_not():

@@ -183,8 +183,12 @@ def positive_control(contrast: Contrast, variant: str) -> Contrast:
 
     In a contrast without the subject, the induced arm replaces the cured one.
     """
-    judged = "subject" if any(arm == "subject" for arm, _ in contrast.weights) else "cured"
-    return swap_arm(contrast, judged, f"induced:{variant}")
+    return swap_arm(contrast, judged_arm(contrast), f"induced:{variant}")
+
+
+def judged_arm(contrast: Contrast) -> str:
+    """Return the arm that a contrast judges: the subject, or the cured arm in a contrast without the subject."""
+    return "subject" if any(arm == "subject" for arm, _ in contrast.weights) else "cured"
 
 
 def swap_arm(contrast: Contrast, old: str, new: str) -> Contrast:

@@ -323,6 +323,15 @@ def proportion_lower_bound(successes: int, trials: int, alpha: float) -> float:
     return float(betaincinv(successes, trials - successes + 1, alpha)) if successes else 0.0
 
 
+def proportion_interval(successes: int, trials: int, alpha: float) -> tuple[float, float]:
+    """Return the exact two-sided interval of a proportion by Clopper & Pearson (1934), with confidence 1 − ``alpha``.
+
+    It is [0, 1] without trials.
+    """
+    low = proportion_lower_bound(successes, trials, alpha / 2)
+    return low, 1.0 - proportion_lower_bound(trials - successes, trials, alpha / 2)
+
+
 def probability_of_improvement(difference: np.ndarray) -> float:
     """Return P(A > B) over seeds, with ties counted as half (Bouthillier et al. 2021).
 

@@ -63,6 +63,7 @@ class Evidence:
         may_understate, may_overstate: an arm whose search was cut by a budget, if a better arm would mean more, or less, harm;
             else "".
         seeds_apart: whether a few seeds are far worse than the others, and there are few seeds.
+        failures: why failed runs leave open whether the mean harm is below the margin, or None.
         variant: name of the control, for the reason.
         cost: estimate of the control, for the reason.
     """
@@ -79,6 +80,7 @@ class Evidence:
     may_understate: str = ""
     may_overstate: str = ""
     seeds_apart: bool = False
+    failures: Reason | None = None
     variant: str = ""
     cost: Estimate | None = None
 
@@ -130,6 +132,8 @@ def _why_no_pass(  # noqa: PLR0911 - a table
         return because(Code.NOT_EXPOSED_NO_CONTROL, why=evidence.equal) if is_doubtful else None
     if evidence.seeds_apart:
         return because(Code.SEEDS_APART, seeds=estimate.seeds)
+    if evidence.failures:
+        return evidence.failures
     if lacks_control and not estimate.high < -margin:
         return because(Code.NO_POWER, margin=margin, variant=evidence.variant, cost=evidence.cost)
     return None

@@ -33,6 +33,8 @@ class Code(Enum):
     NO_BASELINE = auto()  # arm, view
     CONTROL_IMPROVES = auto()  # variant, cost: an estimate
     SEEDS_APART = auto()  # seeds
+    FAILURES_LEAVE_OPEN = auto()  # margin, share: upper bound of the share of runs that fail
+    FAILED_RUNS = auto()  # arm, count, seeds; low, high: bounds of the share of runs that fail
     NO_POWER = auto()  # margin, variant, cost: an estimate or None
     NOT_ESTIMATED = auto()
     MARGIN_WITHIN_INTERVAL = auto()  # margin

@@ -113,6 +113,22 @@ class PositiveControl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedRuns:
+    """The runs of a finding that failed, and the share of runs that fail.
+
+    A run failed if it diverged, or if it is no better than the most frequent class although the median run is better.
+
+    Attributes:
+        count: number of failed runs among the seeds of the finding; None if failures do not apply.
+        low, high: exact two-sided bounds of the share of runs that fail, with confidence 1 − ``alpha``.
+    """
+
+    count: int | None = field(default=None, metadata={"key": "failed_runs"})
+    low: float | None = field(default=None, metadata={"key": "failed_share_low"})
+    high: float | None = field(default=None, metadata={"key": "failed_share_high"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One verdict with its numbers. Its flat form is an entry of ``findings`` in ``results.json``.
 
@@ -127,6 +143,7 @@ class Finding:
         estimate: a :class:`HarmEstimate`, the harm next to its margin: ``metric``, ``unit``, ``harm``, ``low``, ``high``,
             ``p_fail``, ``p_pass``, ``margin``, ``seeds``, ``examples``, ``exposed``.
         control: a :class:`PositiveControl`: ``variant``, ``outcome``, ``harm``, ``low``, ``high``.
+        failures: a :class:`FailedRuns`: ``count``, ``low``, ``high``.
         accuracy: mean target accuracy by arm.
         benefit_retained: (subject − scratch) / (cured − scratch), in target accuracy.
         measures: means over seeds of the plugin's measures, by ``arm/measure``.
@@ -142,6 +159,7 @@ class Finding:
     remedy: Mapping[str, Any] | None = None
     estimate: HarmEstimate = section_field(HarmEstimate, default=HarmEstimate())
     control: PositiveControl = section_field(PositiveControl, default=PositiveControl())
+    failures: FailedRuns = section_field(FailedRuns, default=FailedRuns())
     accuracy: Mapping[str, float] = field(default_factory=dict)
     benefit_retained: float | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
@@ -150,7 +168,8 @@ class Finding:
 FINDING_KEYS = (  # keys of an entry of ``findings`` in ``results.json``, in their order
     *("id", "plugin", "contrast", "verdict", "variant", "control", "metric", "unit"),
     *("harm", "low", "high", "p_fail", "p_pass", "margin", "benefit_retained", "accuracy", "seeds", "examples"),
-    *("control_harm", "control_low", "control_high", "exposed", "measures", "reason", "symptom_of", "remedy", "kind"),
+    *("control_harm", "control_low", "control_high", "failed_runs", "failed_share_low", "failed_share_high"),
+    *("exposed", "measures", "reason", "symptom_of", "remedy", "kind"),
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core.comparison import Comparison
 from xferbench.core.interventions import REQUIREMENTS
 from xferbench.core.reason import Code, Reason
-from xferbench.report.format import format_harm_interval, format_points, format_seconds
+from xferbench.report.format import format_harm_interval, format_percent, format_points, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -192,6 +192,21 @@ def _no_power(values: Values, unit: str) -> str:
 def _control_improves(values: Values, unit: str) -> str:
     gain = format_harm_interval(values["cost"], unit)
     return f"the induced failure {values['variant']} improves the pipeline ({gain}): something that it changes is not as stated"
+
+
+def _failures_leave_open(values: Values, unit: str) -> str:
+    return (
+        f"harm is below {_margin(values, unit)} on average, but some runs fail, and a "
+        f"share of {format_percent(values['share'], 0)}, which is not ruled out, would raise it above the margin"
+    )
+
+
+def _failed_runs(values: Values, _unit: str) -> str:
+    count, seeds = values["count"], values["seeds"]
+    return (
+        f"{count} of {seeds} runs of {values['arm']} failed (diverged, or no better than the most frequent class): the share "
+        f"of failing runs is {format_percent(count / seeds, 0)} [{100 * values['low']:.1f}, {100 * values['high']:.1f}]"
+    )
 
 
 def _to_decide(values: Values, _unit: str) -> str:
@@ -389,6 +404,8 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.RECIPE_IS_CAUSE: _recipe_is_cause,
     Code.PRETRAINING_IS_CAUSE: _pretraining_is_cause,
     Code.CONTROL_IMPROVES: _control_improves,
+    Code.FAILURES_LEAVE_OPEN: _failures_leave_open,
+    Code.FAILED_RUNS: _failed_runs,
     Code.NO_POWER: _no_power,
     Code.TO_DECIDE: _to_decide,
     Code.BETTER_RECIPE: _better_recipe,

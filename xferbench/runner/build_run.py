@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xferbench.analysis import estimates, multiplicity
+from xferbench.analysis import estimates, failed_runs, multiplicity
 from xferbench.config import render
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import OWN_HEAD, SourcePretraining, as_dict
@@ -15,13 +15,14 @@ from xferbench.report import messages
 from xferbench.runner import preregistration
 from xferbench.runner.environment import describe_environment
 from xferbench.study import describe, findings, followup, forecast, schedule, trials
-from xferbench.study.contrast_result import MAX_BASELINE_MARGIN
+from xferbench.study.contrast_result import MAX_BASELINE_MARGIN, failed_runs_remark
 from xferbench.study.cost import training_cost
 from xferbench.study.selection import FIRST_TUNING_SEED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from xferbench.core.record import Record
     from xferbench.core.suite import Suite
     from xferbench.runner.execute import StudyResult
     from xferbench.study.plugin_state import PluginState
@@ -204,20 +205,24 @@ def _edge_notes(step: schedule.Schedule) -> list[Reason]:
 
 
 def _subject_notes(executed: StudyResult) -> list[Reason]:
-    """Return a note if the pipeline itself learned nothing, because then no failure can reduce its score.
+    """Return notes on the pipeline's own runs: how many failed, and whether it learned nothing.
 
-    A network that a confirmed repair makes better did learn something.
+    No failure mode can reduce the score of a pipeline that learned nothing. A network that a confirmed repair makes better did
+    learn something. A finished network is not a sample of runs.
     """
-    step, suite = executed.step, executed.study.suite
-    if any(_has_failed(step, state) and followup.keeps_network(state) for state in step.states):
-        return []
+    step, suite, subject = executed.step, executed.study.suite, ("subject", "test")
+    records: dict[tuple[str, str, int], Record] = {}
     for state in step.states:
-        records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
-        seeds = sorted({seed for arm, view, seed in records if (arm, view) == ("subject", "test")})
-        share = estimates.majority_baseline_share(records, "subject", seeds, min(suite.rules.margin, MAX_BASELINE_MARGIN))
-        if share is not None:
-            return [because(Code.SUBJECT_LEARNT_NOTHING, share=share)]
-    return []
+        by_term = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
+        records = {term: record for term, record in by_term.items() if term[:2] == subject} | records
+    seeds, margin = sorted(seed for _, _, seed in records), min(suite.rules.margin, MAX_BASELINE_MARGIN)
+    failed = None if suite.is_audit else failed_runs.failed_seeds([subject], records, seeds, margin)
+    share = estimates.majority_baseline_share(records, "subject", seeds, margin)
+    is_repaired = any(_has_failed(step, state) and followup.keeps_network(state) for state in step.states)
+    notes = []
+    if failed is not None and len(failed):
+        notes.append(failed_runs_remark("subject", failed_runs.failed_share(failed, suite.rules.alpha), len(failed)))
+    return notes + ([] if share is None or is_repaired else [because(Code.SUBJECT_LEARNT_NOTHING, share=share)])
 
 
 def _has_failed(step: schedule.Schedule, state: PluginState) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xferbench.analysis import estimates
+from xferbench.analysis import estimates, failed_runs
 from xferbench.config.render import pipeline_patch
 from xferbench.core.reason import Code, Reason, because
+from xferbench.core.run import FailedRuns
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from xferbench.analysis.sequential import SequentialDecision
     from xferbench.core.plugin import Contrast
     from xferbench.core.run import Estimate
@@ -64,6 +67,33 @@ class ContrastResult:
         return next((arm for arm in arms if arm in self.state.arms and self.state.arms[arm].is_cut), "")
 
     @property
+    def failed_seeds(self) -> np.ndarray | None:
+        """Whether the run of the judged arm failed, [seeds]; None for a finished network or without its records."""
+        margin = min(self.rules.margin, MAX_BASELINE_MARGIN)
+        if self.is_finished or self.decision.harm.error:
+            return None
+        judged = estimates.judged_arm(self.contrast)
+        terms = [(arm, view) for (arm, view), weight in self.contrast.weights.items() if arm == judged and weight < 0]
+        return failed_runs.failed_seeds(terms, self.records, self.decision.seeds, margin)
+
+    @property
+    def failures(self) -> FailedRuns:
+        """The failed runs of the judged arm and the bounds of the share of runs that fail."""
+        failed = self.failed_seeds
+        return FailedRuns() if failed is None else failed_runs.failed_share(failed, self.rules.alpha)
+
+    @property
+    def failure_obstacle(self) -> Reason | None:
+        """Why failed runs leave open whether the mean harm is below the margin, or None."""
+        failed, margin = self.failed_seeds, self.rules.margin
+        if failed is None:
+            return None
+        share = failed_runs.failed_share(failed, self.rules.alpha).high or 0.0
+        if not failed_runs.leave_open(self.decision.harm.difference.mean(1), failed, share, margin):
+            return None
+        return because(Code.FAILURES_LEAVE_OPEN, margin=margin, share=share)
+
+    @property
     def compares_with_cure(self) -> bool:
         """Whether the subject is compared with the cured arm, and not with another arm such as scratch."""
         return all(arm == "cured" for (arm, _), weight in self.contrast.weights.items() if weight > 0)
@@ -93,13 +123,13 @@ def why_equal(result: ContrastResult) -> Reason:
 
 
 def remarks(result: ContrastResult, variant: str, verdict: str) -> tuple[Reason, ...]:
-    """Return the additional reasons of a finding: confidence of the selection, a better recipe, diverged trainings."""
+    """Return the additional reasons of a finding: confidence of the selection, a better recipe, runs that failed."""
     return (
         *_alternative_remark(result),
         *_selection_remark(result),
         *_better_recipe_remark(result, verdict),
         *_cause_remark(result, verdict),
-        *_divergence_remarks(result, variant),
+        *_failure_remarks(result, variant),
     )
 
 
@@ -145,11 +175,22 @@ def _cause_remark(result: ContrastResult, verdict: str) -> list[Reason]:
     return []
 
 
-def _divergence_remarks(result: ContrastResult, variant: str) -> list[Reason]:
-    seeds = result.decision.seeds
-    arms = sorted({arm for arm, _ in result.contrast.weights} | {f"induced:{variant}"})
-    counts = {arm: estimates.count_diverged(result.records, arm, seeds) for arm in arms}
-    return [because(Code.DIVERGED, arm=arm, count=count, seeds=len(seeds)) for arm, count in counts.items() if count]
+def _failure_remarks(result: ContrastResult, variant: str) -> list[Reason]:
+    """Return the share of runs of the judged arm that fail, and how often the other arms diverged."""
+    seeds, failures = result.decision.seeds, result.failures
+    judged = estimates.judged_arm(result.contrast)
+    arms = {arm for arm, _ in result.contrast.weights} | {f"induced:{variant}"}
+    counts = {arm: estimates.count_diverged(result.records, arm, seeds) for arm in sorted(arms)}
+    remarks = []
+    if failures.count:
+        counts.pop(judged)
+        remarks.append(failed_runs_remark(judged, failures, len(seeds)))
+    return remarks + [because(Code.DIVERGED, arm=arm, count=count, seeds=len(seeds)) for arm, count in counts.items() if count]
+
+
+def failed_runs_remark(arm: str, failures: FailedRuns, seeds: int) -> Reason:
+    """Return how many runs of an arm failed, with the bounds of the share of runs that fail."""
+    return because(Code.FAILED_RUNS, arm=arm, count=failures.count, seeds=seeds, low=failures.low, high=failures.high)
 
 
 def remedy(result: ContrastResult, verdict: str) -> tuple[dict[str, Any] | None, Estimate | None]:

@@ -117,6 +117,7 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         may_understate=result.cut_arm(1.0),
         may_overstate=result.cut_arm(-1.0),
         seeds_apart=estimates.has_seeds_apart(decision.harm, rules.margin),
+        failures=result.failure_obstacle,
         variant=variant,
         cost=None if cost is None or cost.error else cost.estimate,
     )
@@ -137,6 +138,7 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         ),
         control=_positive_control(variant, control, None if cost is None else cost.estimate),
         benefit_retained=None if error else estimates.benefit_retained(result.records, decision.seeds, rules),
+        failures=result.failures,
         accuracy=_accuracies(result.records, variant, decision.seeds),
         measures=measures,
         remedy=patch,
