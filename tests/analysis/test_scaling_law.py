@@ -73,3 +73,37 @@ def test_a_point_worse_than_the_previous_one_is_skipped():
     rising = np.array([0.8, 0.6, 0.7, 0.5, 0.4, 0.3])
     result = scaling_law.data_multipliers(N, np.full(6, 0.55), rising, 1.0)
     assert 100 < result[0] * N[0] < 200
+
+
+TYPICAL_LEARNER = np.array([0.7, 0.5, 0.35, 0.3, 0.25, 0.22])
+NOISE = {"normal": lambda rng, shape: rng.normal(size=shape), "skewed": lambda rng, shape: rng.exponential(size=shape) - 1}
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    ("kind", "learner_spread"), [("normal", 0.014), ("skewed", 0.014), ("skewed", 0.0)], ids=["normal", "skewed", "one skewed"]
+)
+def test_bounds_contain_the_true_multiplier_in_at_least_88_of_100_experiments(seeds, kind, learner_spread):
+    """Seeds differ by a common shift of the whole curve and by errors of each size; the true curve is interpolated."""
+    rng, draw = np.random.default_rng(seeds), NOISE[kind]
+
+    def draw_curves(truth, spread):
+        noise = draw(rng, (seeds, 1)) + draw(rng, (seeds, len(N)))
+        return np.clip(truth + spread * noise + 1e-4 * rng.normal(size=noise.shape), 0, 1)
+
+    truth, covered = scaling_law.data_multipliers(N, TYPICAL_LEARNER, LATE, 1.0), []
+    for _ in range(150):
+        errors, baseline = draw_curves(TYPICAL_LEARNER, learner_spread), draw_curves(LATE, 0.014)
+        _, low, high = scaling_law.estimate_multipliers(N, errors, baseline)
+        covered.append((low <= truth) & (truth <= high))
+    assert np.mean(covered) >= 0.88
+
+
+def test_the_bounds_of_a_number_are_those_of_students_t():
+    from scipy import stats
+
+    values = np.array([[0.3], [0.32], [0.37], [0.33]])
+    means = scaling_law._draw_means(values, scaling_law._student_weights(4))
+    expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values[:, 0]))
+    assert np.quantile(means, (0.025, 0.975)) == pytest.approx(expected, abs=0.02)
+    assert means.mean() == pytest.approx(values.mean())
