@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,12 +17,14 @@ from xferbench.config import loader
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, RANDOM
 from xferbench.core.pipeline import AuxiliaryDataset, Phase, Preprocessing
 from xferbench.core.record import Record
+from xferbench.lab.evaluation import domain_gap as lab_domain_gap
 from xferbench.plugins import domain_gap
 from xferbench.runner import build_run, execute
 from xferbench.study import trials
 from xferbench.testing import fake_lab
 
-FREE = {"logme", "h-score", "cka"}
+LABEL_SCORES = {"logme", "h-score"}
+FREE = LABEL_SCORES | {"cka"} | {name + suffix for name in LABEL_SCORES for suffix in domain_gap.PERMUTED_LABELS}
 DISTANCES = {"mmd2", "proxy a-distance", "frechet"}
 TABLE = {
     "schema": 1,
@@ -54,6 +57,39 @@ def test_without_source_and_head_only_label_scores_exist(workspace):
     assert domain_gap.logme(make_context(workspace, source=False)).keys() == FREE
 
 
+def test_labels_without_a_relation_to_the_features_score_as_permuted_labels(workspace):
+    context = make_context(workspace, source=False)
+    above = []
+    for seed in range(40):
+        shuffled = np.random.default_rng(seed).permutation(context.trial.dataset.train.labels)
+        train = replace(context.trial.dataset.train, labels=shuffled)
+        trial = replace(context.trial, dataset=replace(context.trial.dataset, train=train))
+        scores = domain_gap.logme(replace(context, trial=trial))
+        mean, high = (scores["h-score" + suffix] for suffix in domain_gap.PERMUTED_LABELS)
+        assert mean < high
+        above.append(scores["h-score"] > high)
+    assert sum(above) <= 6, "5 % of such labels exceed the greatest of 19 permutations"
+
+
+def test_labels_that_the_features_determine_score_above_permuted_labels(workspace):
+    context = make_context(workspace, source=False)
+    train = context.trial.dataset.train
+    brightness = train.images.reshape(len(train.labels), -1).mean(1)
+    train = replace(train, labels=np.argsort(np.argsort(brightness)) * 4 // len(brightness))
+    trial = replace(context.trial, dataset=replace(context.trial.dataset, train=train))
+    scores = domain_gap.logme(replace(context, trial=trial))
+    for name in LABEL_SCORES:
+        assert scores[name] > scores[name + domain_gap.PERMUTED_LABELS[1]], name
+
+
+def test_the_permutations_depend_on_the_seed_of_the_training_alone():
+    labels = np.arange(50) % 5
+    first, again, other = (lab_domain_gap.permuted_labelings(labels, seed) for seed in (3, 3, 4))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(first[0], labels) and len(first) == 1 + lab_domain_gap.PERMUTATIONS
+    assert all(np.array_equal(np.sort(row), np.sort(labels)) for row in first)
+
+
 def test_a_linear_probe_does_not_change_the_features(workspace):
     assert domain_gap.logme(make_context(workspace))["cka"] == pytest.approx(1)
 
@@ -80,7 +116,8 @@ def test_a_darker_target_is_farther_away_than_the_source_from_itself(workspace):
 
 def run_study(**changes):
     pipeline = replace(fake_lab.PIPELINE, **changes)
-    measures = {reference: {name: 0.5, "leep": -1.0} for name, reference in domain_gap.plugin.measures.items()}
+    null = dict(zip(("leep, permuted labels", "leep, permuted labels 95 %"), (-2.0, -1.5), strict=True))
+    measures = {reference: {name: 0.5, "leep": -1.0, **null} for name, reference in domain_gap.plugin.measures.items()}
     study = fake_lab.make_study(domain_gap.plugin, pipeline=pipeline)
     return fake_lab.run_study(
         study, fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.network.init == RANDOM else 0.8, measures=measures)
@@ -91,8 +128,13 @@ def test_the_finding_has_gain_and_scores_without_a_verdict():
     (finding,) = run_study().findings
     assert (finding.id, finding.verdict, finding.estimate.p_fail) == ("domain-gap/gain", "INFO", None)
     assert finding.estimate.harm == pytest.approx(0.3, abs=0.03) and finding.estimate.seeds == 3
-    assert finding.measures == {"subject/logme": 0.5, "leep": -1.0}
-    assert finding.reason == "subject − scratch in accuracy; logme 0.5, leep -1"
+    assert finding.measures == {
+        "subject/logme": 0.5,
+        "leep": -1.0,
+        "leep, permuted labels": -2.0,
+        "leep, permuted labels 95 %": -1.5,
+    }
+    assert finding.reason == "subject − scratch in accuracy; logme 0.5, leep -1 (permuted labels: -2, 95 % up to -1.5)"
 
 
 def test_the_measure_gets_the_source_and_without_one_the_key_is_plain():

@@ -8,6 +8,18 @@ import pytest
 from xferbench.lab.evaluation import transferability
 
 
+def logme(x, labels):
+    return transferability.logme(x, labels[None])[0]
+
+
+def h_score(x, labels):
+    return transferability.h_score(x, labels[None])[0]
+
+
+def leep(p, labels):
+    return transferability.leep(p, labels[None])[0]
+
+
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
@@ -75,27 +87,33 @@ def test_logme_is_the_maximum_evidence_on_a_grid(shape):
     labels = (x[:, 0] + 0.5 * normal(shape[0], seed=1) > 0).astype(int)
     grid = np.exp(np.linspace(-4, 8, 49))
     best = [max(evidence(x, (labels == label).astype(float), a, b) for a in grid for b in grid) for label in (0, 1)]
-    assert transferability.logme(x, labels) * len(labels) == pytest.approx(np.mean(best), abs=0.05)
+    assert logme(x, labels) * len(labels) == pytest.approx(np.mean(best), abs=0.05)
 
 
 def test_logme_prefers_features_that_determine_the_labels():
     labels = np.arange(60) % 3
     good = np.eye(3)[labels] + 0.1 * normal(60, 3)
-    assert transferability.logme(good, labels) > transferability.logme(normal(60, 3), labels) + 0.3
+    assert logme(good, labels) > logme(normal(60, 3), labels) + 0.3
 
 
 def test_h_score_is_between_class_variance_and_at_most_classes_minus_1():
     x, labels = np.array([[0.0], [2.0], [4.0], [6.0]]), np.array([0, 0, 1, 1])
-    assert transferability.h_score(x, labels) == pytest.approx(4 / 5), "means 1 and 5 about 3, and a variance of 5"
+    assert h_score(x, labels) == pytest.approx(4 / 5), "means 1 and 5 about 3, and a variance of 5"
     apart = np.eye(3)[np.arange(30) % 3]
-    assert transferability.h_score(apart, np.arange(30) % 3) == pytest.approx(2)
-    assert transferability.h_score(normal(20, 50), np.arange(20) % 4) == pytest.approx(3), "n < d separates any labels"
+    assert h_score(apart, np.arange(30) % 3) == pytest.approx(2)
+    assert h_score(normal(20, 50), np.arange(20) % 4) == pytest.approx(3), "n < d separates any labels"
 
 
 def test_leep_equals_its_formula():
     known = np.eye(2)[[0, 0, 1, 1]]
-    assert transferability.leep(known, np.array([5, 5, 7, 7])) == pytest.approx(0)
-    assert transferability.leep(known, np.array([5, 7, 5, 7])) == pytest.approx(np.log(0.5))
+    assert leep(known, np.array([5, 5, 7, 7])) == pytest.approx(0)
+    assert leep(known, np.array([5, 7, 5, 7])) == pytest.approx(np.log(0.5))
     p = np.array([[0.9, 0.1], [0.2, 0.8]])  # P(y | z) is 9/11 and 2/11 for column 0, and 1/9 and 8/9 for column 1
     expected = np.mean(np.log([0.9 * 9 / 11 + 0.1 / 9, 0.2 * 2 / 11 + 0.8 * 8 / 9]))
-    assert transferability.leep(p, np.array([0, 1])) == pytest.approx(expected)
+    assert leep(p, np.array([0, 1])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("score", [transferability.logme, transferability.h_score], ids=["logme", "h-score"])
+def test_a_score_of_several_labelings_is_that_of_each(score):
+    x, labelings = normal(30, 4), np.stack([np.arange(30) % 3, np.arange(30) // 10, np.arange(30) % 2])
+    assert score(x, labelings) == pytest.approx([score(x, labels[None])[0] for labels in labelings])

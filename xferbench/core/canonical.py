@@ -23,7 +23,6 @@ MEASURE_ALIASES = {  # key of a measure → its older name, which the keys of re
     "lab/cost@2": "xferbench.lab.cost:measured@2",
     "audit/head-size/head-size@1": "xferbench.checks.head_size:spare@1",
     "train-serve-skew/batch-dependence@1": "xferbench.checks.train_serve_skew:batch_dependence@1",
-    "domain-gap/logme@1": "xferbench.plugins.domain_gap:logme@1",
     "data-leakage/copies@1": "xferbench.plugins.data_leakage:copies@1",
     "data-leakage/groups@1": "xferbench.plugins.data_leakage:groups@1",
     "feature-distortion/distortion@2": "xferbench.plugins.feature_distortion:distortion@2",

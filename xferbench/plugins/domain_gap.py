@@ -15,9 +15,11 @@ How it is measured
     many of [source], each with its training preprocessing: ``mmd2`` (unbiased, Gaussian kernel as wide as the median
     distance), ``proxy a-distance`` (2(1 − 2ε) of a linear classifier, cross-validated; 2 means separable, 0 means alike) and
     ``frechet``. Each is also measured ``within the source``, between two samples of its images of the same size: this is the
-    value without a gap. From the labels: ``logme``, ``h-score``, and with the pretrained head ``leep``. ``cka`` is linear CKA
-    of the target's features before and after training, the only pair of sets here with the same images. Without [source]:
-    logme, h-score, leep and cka.
+    value without a gap. From the labels: ``logme``, ``h-score``, and with the pretrained head ``leep``. Each of these is also
+    measured with ``permuted labels``, for which no feature is better than another: the mean of 19 permutations, which are drawn
+    from the run's seed, and their greatest score, which 95 % of such labels do not exceed. A score that is not above it says
+    nothing. ``cka`` is linear CKA of the target's features before and after training, the only pair of sets here with the same
+    images. Without [source]: logme, h-score, leep and cka.
 
 Also measured
     ``gain``: subject − scratch in accuracy, which the scores are meant to predict.
@@ -37,7 +39,7 @@ References
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xferbench.plugin import (
     MeasureContext,
@@ -51,7 +53,11 @@ from xferbench.plugin import (
     requires_pretrained,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 WITHIN_SOURCE = ", within the source"
+PERMUTED_LABELS = (", permuted labels", ", permuted labels 95 %")  # mean and greatest score
 DISTANCES = ("mmd2", "proxy a-distance", "frechet")
 
 
@@ -59,7 +65,7 @@ def logme(context: MeasureContext) -> dict[str, float]:
     """Return every score that the source and the pretrained head allow, and ``cka`` after training."""
     from xferbench.lab.evaluation import domain_gap
 
-    return domain_gap.transfer_scores(context, WITHIN_SOURCE)
+    return domain_gap.transfer_scores(context, WITHIN_SOURCE, PERMUTED_LABELS)
 
 
 def mean_scores(records_by_term: records.RecordsByTerm, _: records.Seeds) -> dict[str, float]:
@@ -73,7 +79,15 @@ def explain(_contrast: str, records_by_term: records.RecordsByTerm, _subject: Pi
     logmes = [record.scalars["logme"] for (_, view, _), record in records_by_term.items() if view == "logme"]
     scores = {"logme": records.mean_or_nan(logmes)} if logmes else {}
     scores |= mean_scores(records_by_term, ())
-    return ", ".join(f"{name} {value:.3g}" for name, value in scores.items() if WITHIN_SOURCE not in name)
+    return ", ".join(f"{name} {value:.3g}{_null_text(name, scores)}" for name, value in scores.items() if "," not in name)
+
+
+def _null_text(name: str, scores: Mapping[str, float]) -> str:
+    """Return what a score would be without a gap, or with labels that no feature predicts."""
+    if name + WITHIN_SOURCE in scores:
+        return f" ({scores[name + WITHIN_SOURCE]:.3g} within the source)"
+    mean, high = (scores.get(name + suffix) for suffix in PERMUTED_LABELS)
+    return "" if mean is None or high is None else f" (permuted labels: {mean:.3g}, 95 % up to {high:.3g})"
 
 
 def plot(axes: Any, run: Run) -> None:
@@ -103,7 +117,7 @@ plugin = Plugin(
     cure=leave_unchanged,
     induce=lambda *_: {},
     contrasts=(info("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
-    measures={"logme": "xferbench.plugins.domain_gap:logme@1"},
+    measures={"logme": "xferbench.plugins.domain_gap:logme@2"},
     derived_metrics=mean_scores,
     explain=explain,
     domain="source",

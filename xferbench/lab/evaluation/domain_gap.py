@@ -9,6 +9,7 @@ import torch
 
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation import evaluate, penultimate_features, transferability
+from xferbench.lab.training import seeds
 from xferbench.lab.training.examples import training_subset
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from xferbench.lab.evaluation.context import MeasureContext
 
 MAX_IMAGES = 500  # images of each dataset at most
+PERMUTATIONS = 19  # labels without any relation to the features exceed the greatest of 19 such scores in 5 % of cases
 DISTANCES = {
     "mmd2": transferability.mmd2,
     "proxy a-distance": transferability.proxy_a_distance,
@@ -27,12 +29,13 @@ DISTANCES = {
 }
 
 
-def transfer_scores(context: MeasureContext, within: str) -> dict[str, float]:
+def transfer_scores(context: MeasureContext, within: str, permuted: tuple[str, str]) -> dict[str, float]:
     """Compute all scores of a trained network that are finite.
 
     Args:
         context: the network and its data.
         within: the suffix of the names of the distances within the source.
+        permuted: the suffixes of the names of the mean and of the 95 % quantile of a score over permuted labels.
 
     Returns:
         The scores by name. Without a source dataset, there are no distances. Without a source head, there is no LEEP.
@@ -45,16 +48,25 @@ def transfer_scores(context: MeasureContext, within: str) -> dict[str, float]:
     before, after = (
         _features(context, tensors, images, context.train.preprocessing) for tensors in (context.before, context.after)
     )
-    values = {"logme": transferability.logme(before, target.labels), "h-score": transferability.h_score(before, target.labels)}
-    values["cka"] = transferability.linear_cka(before, after)
+    labelings = permuted_labelings(target.labels, trial.spec.seed)
+    by_labeling = {"logme": transferability.logme(before, labelings), "h-score": transferability.h_score(before, labelings)}
     if context.source_head:
         tensors = _to_device(context, {**context.before, **context.source_head})
         order = np.arange(len(images))
         logits = evaluate.batched_logits(context.network, tensors, images, context.train.preprocessing, order, training=False)
-        values["leep"] = transferability.leep(logits.double().softmax(1).numpy(), target.labels)
+        by_labeling["leep"] = transferability.leep(logits.double().softmax(1).numpy(), labelings)
+    values = {"cka": transferability.linear_cka(before, after)}
+    for name, (score, *null) in by_labeling.items():
+        values |= {name: score, name + permuted[0]: np.mean(null), name + permuted[1]: np.max(null)}
     if trial.view.domain is not None:
         values |= _distances(context, trial.view.domain.data, before, rng, within)
-    return {name: value for name, value in values.items() if np.isfinite(value)}
+    return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+
+
+def permuted_labelings(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return the labels [n] and permutations of them, [1 + permutations, n]."""
+    rng = seeds.numpy_stream(seed, seeds.PERMUTED_LABELS)
+    return np.stack([labels, *(rng.permutation(labels) for _ in range(PERMUTATIONS))])
 
 
 def _distances(

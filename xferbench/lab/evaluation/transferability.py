@@ -1,6 +1,7 @@
 """Distances between two sets of features, and transferability scores of features for labels. Pure, numpy only.
 
-All are estimates from few images and therefore biased; each docstring says how.
+All are estimates from few images and therefore biased; each docstring says how. A score of labels takes several labelings of
+the same images, so that permuted labels show its value for features that say nothing about the labels.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.linalg.norm(a.T @ b) ** 2 / norm) if norm > 0 else float("nan")
 
 
-def logme(x: np.ndarray, labels: np.ndarray) -> float:
+def logme(x: np.ndarray, labelings: np.ndarray) -> np.ndarray:
     """Compute LogME (You et al. 2021), the mean log evidence of the features for one class against the rest.
 
     The targets 0 and 1 of each class are modeled by Bayesian linear regression on the raw features, without an offset. The
@@ -106,14 +107,17 @@ def logme(x: np.ndarray, labels: np.ndarray) -> float:
 
     Args:
         x: features [n, d].
-        labels: [n].
+        labelings: labels [P, n].
 
     Returns:
-        The mean over classes and examples.
+        The mean over classes and examples, [P].
     """
     u, s, _ = np.linalg.svd(x, full_matrices=False)
-    classes = np.unique(labels)
-    return float(np.mean([_log_evidence(u, s**2, x.shape, (labels == label).astype(float)) for label in classes]))
+    evidence = [
+        [_log_evidence(u, s**2, x.shape, (labels == label).astype(float)) for label in np.unique(labels)]
+        for labels in labelings
+    ]
+    return np.array([np.mean(by_class) for by_class in evidence])
 
 
 def _log_evidence(u: np.ndarray, squares: np.ndarray, shape: tuple[int, ...], y: np.ndarray) -> float:
@@ -140,7 +144,7 @@ def _log_evidence(u: np.ndarray, squares: np.ndarray, shape: tuple[int, ...], y:
     return float(evidence / (2 * n))
 
 
-def h_score(x: np.ndarray, labels: np.ndarray) -> float:
+def h_score(x: np.ndarray, labelings: np.ndarray) -> np.ndarray:
     """Compute the H-score tr(cov(f)⁻¹ cov(E[f | y])) (Bao et al. 2019).
 
     The inverse is the pseudo-inverse. If n ≤ d, the features separate any labels and the score is at its maximum for any
@@ -148,32 +152,37 @@ def h_score(x: np.ndarray, labels: np.ndarray) -> float:
 
     Args:
         x: features [n, d].
-        labels: [n].
+        labelings: labels [P, n].
 
     Returns:
-        A number from 0 to the number of classes minus 1.
+        Numbers from 0 to the number of classes minus 1, [P].
     """
     centered = x - x.mean(0)
-    classes, class_index = np.unique(labels, return_inverse=True)
-    means = np.stack([centered[class_index == index].mean(0) for index in range(len(classes))])
-    between = means[class_index]
     inverse = np.linalg.pinv(centered.T @ centered / len(x), rcond=1e-8, hermitian=True)
-    return float(np.trace(inverse @ (between.T @ between / len(x))))
+    scores = []
+    for labels in labelings:
+        _, class_index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        means = np.stack([centered[class_index == index].mean(0) for index in range(len(sizes))])
+        scores.append((sizes * ((means @ inverse) * means).sum(1)).sum() / len(x))
+    return np.array(scores)
 
 
-def leep(p: np.ndarray, labels: np.ndarray) -> float:
+def leep(p: np.ndarray, labelings: np.ndarray) -> np.ndarray:
     """Compute LEEP (Nguyen et al. 2020), the mean log of Σ_z P(y | z) p(z | x).
 
     P(y | z) is estimated on the same examples, so the score is too high with many source classes and few examples.
 
     Args:
         p: probabilities [n, Z] of the source head.
-        labels: [n].
+        labelings: labels [P, n].
 
     Returns:
-        A number of at most 0.
+        Numbers of at most 0, [P].
     """
-    classes, class_index = np.unique(labels, return_inverse=True)
-    joint = np.stack([p[class_index == index].sum(0) for index in range(len(classes))])
-    conditional = joint / np.clip(joint.sum(0), 1e-12, None)
-    return float(np.log(np.clip((p * conditional[class_index]).sum(1), 1e-12, None)).mean())
+    scores = []
+    for labels in labelings:
+        classes, class_index = np.unique(labels, return_inverse=True)
+        joint = np.stack([p[class_index == index].sum(0) for index in range(len(classes))])
+        conditional = joint / np.clip(joint.sum(0), 1e-12, None)
+        scores.append(np.log(np.clip((p * conditional[class_index]).sum(1), 1e-12, None)).mean())
+    return np.array(scores)
