@@ -36,6 +36,16 @@ def test_unknown_size_of_the_test_set_is_reported(capsys, tmp_path):
         ("noise.npz", "noize.npz", ["noise.toml: [target] data: no such file", "check the path"]),
         ('"tiny-resnet"', '"tiny-resnet"\nweights = "w.pth"', ["noise.toml: [backbone] weights", "w.pth: no such file"]),
         ('"tiny-resnet"', '"torchvision:resnet18"', ["noise.toml: [backbone] weights: missing", "add weights"]),
+        (
+            '"tiny-resnet"',
+            '"tiny-resnet"\npreprocessing = { resize = 16, crop = 24 }',
+            ["noise.toml: [backbone.preprocessing] crop: larger", "crop = 24, resize = 16", "set resize to 24 or more"],
+        ),
+        (
+            "steps = 4",
+            "steps = 4\nserve_preprocessing = { resize = 16, crop = 17 }",
+            ["noise.toml: [recipe.serve_preprocessing] crop: larger", "at most 16 pixels"],
+        ),
         ("steps = 4", 'steps = "4"', ["noise.toml: [recipe] steps", 'found: "4"', "a whole number above 0"]),
     ],
 )

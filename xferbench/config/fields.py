@@ -75,6 +75,24 @@ ABOVE_ONE = validation.typed(
 )  # BatchNorm has no variance over a single image
 
 
+def _build_preprocessing(kind: str = "image", **values: Any) -> Preprocessing:  # noqa: ARG001 - the kind selects the table
+    """Return the preprocessing of images.
+
+    Raises:
+        UserError: if the crop is larger than the resized image, which would surround every image with a black border.
+    """
+    preprocessing = Preprocessing(**values)
+    resize, crop = preprocessing.resize, preprocessing.crop
+    if resize is not None and crop is not None and crop > resize:
+        raise UserError(
+            "crop: larger than the resized image",
+            found=f"crop = {crop}, resize = {resize}",
+            expected=f"a crop of at most {resize} pixels, because resize is the length of the shorter side",
+            do=f"set resize to {crop} or more, or crop to {resize} or less",
+        )
+    return preprocessing
+
+
 ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
 TRANSFORM_KINDS = {"kind": validation.one_of("image", "spectrogram")}
 IMAGE = validation.table(
@@ -96,11 +114,11 @@ IMAGE = validation.table(
         ),
         **TRANSFORM_KINDS,
     },
-    lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind selects the table and is not stored
+    _build_preprocessing,
 )
 SPECTROGRAM = validation.table(
     {"channels": COUNT, "mean": validation.FINITE, "std": POSITIVE, **TRANSFORM_KINDS},
-    lambda kind, **rest: Spectrogram(**rest),  # noqa: ARG005 - as above
+    lambda kind, **rest: Spectrogram(**rest),  # noqa: ARG005 - the kind selects the table
 )
 
 
