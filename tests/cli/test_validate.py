@@ -6,6 +6,7 @@ import pytest
 from invoke import invoke, make_suite
 
 from xferbench.analysis import exit_code
+from xferbench.runner import profile
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -100,3 +101,51 @@ def test_freeze_refuses_several_suites(capsys, tmp_path):
     assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "--freeze: a plan belongs to one suite\n  found: 2 suites" in err
     assert not Path("plan.json").exists()
+
+
+def write_weights(path, arch, *, classes=5, prefix=""):
+    """Write the random weights of a network."""
+    torch = pytest.importorskip("torch")
+    from xferbench.lab.models import backbones
+
+    state = backbones.build(arch, classes).state_dict()
+    torch.save({prefix + name: tensor for name, tensor in state.items()}, path)
+
+
+def make_suite_with_weights(folder, arch):
+    file = make_suite(folder, backbone=f'weights = "{folder / "w.pth"}"')
+    file.write_text(file.read_text().replace('"tiny-resnet"', f'"{arch}"'))
+    return file
+
+
+@pytest.mark.parametrize("written", ["cifar-resnet32", "torchvision:squeezenet1_1"])
+def test_weights_of_another_architecture_are_refused_before_anything_is_trained(capsys, tmp_path, written):
+    write_weights(tmp_path / "w.pth", written)
+    file = make_suite_with_weights(tmp_path, "cifar-resnet20")
+    for arguments in (["validate", file], ["run", file, "-o", tmp_path / "out"]):
+        code, out, err = invoke(capsys, *arguments)
+        assert (code, out) == (exit_code.USAGE_ERROR, "")
+        assert "noise.toml: the weights do not fit the backbone\n  found: " in err
+        assert "not in the network: " in err and "set arch under [backbone] to the architecture of the weights" in err
+    assert invoke(capsys, "validate", file, "--no-files")[0] == exit_code.PASSED
+
+
+@pytest.mark.parametrize("changes", [{"classes": 3}, {"classes": 1000}, {"prefix": "model."}])
+def test_weights_with_another_head_or_prefix_are_accepted(capsys, tmp_path, changes):
+    write_weights(tmp_path / "w.pth", "cifar-resnet20", **changes)
+    code, out, err = invoke(capsys, "validate", make_suite_with_weights(tmp_path, "cifar-resnet20"))
+    assert (code, err) == (exit_code.PASSED, "")
+    assert "a valid suite" in out
+
+
+def test_weights_that_cannot_be_read_are_refused(capsys, tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "w.pth").write_text("no weights")
+    code, _, err = invoke(capsys, "validate", make_suite_with_weights(tmp_path, "cifar-resnet20"))
+    assert code == exit_code.USAGE_ERROR and "w.pth" in err
+
+
+def test_without_torch_the_weights_are_not_checked(capsys, tmp_path, monkeypatch):
+    write_weights(tmp_path / "w.pth", "cifar-resnet32")
+    monkeypatch.setattr(profile, "find_spec", lambda _: None)
+    assert invoke(capsys, "validate", make_suite_with_weights(tmp_path, "cifar-resnet20"))[0] == exit_code.PASSED

@@ -73,6 +73,10 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
     plugins = discovery.suite_plugins(suite)
     store = execute.store_path(arguments.store)
     profiles = [None if arguments.no_files else profile.cached_profile(task, store) for task in tasks]
+    if not arguments.no_files:
+        unknown = [task for task, cached in zip(tasks, profiles, strict=True) if cached is None]
+        for task in {task.backbone: task for task in unknown}.values():  # tasks may share a backbone
+            profile.check_weights(task)
     if suite.matrix is not None:
         print(f"{path}: a valid suite: {_describe_size(suite.matrix)}")
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core import files
@@ -17,6 +18,7 @@ from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
 from xferbench.report.messages import write_sentence
 from xferbench.runner import discovery, store
+from xferbench.runner.engines import local
 from xferbench.study import feasibility
 
 if TYPE_CHECKING:
@@ -177,6 +179,25 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
             expected=expected,
             do="leave it out, or add what is missing",
         )
+
+
+def check_weights(suite: Suite) -> None:
+    """Check in a worker whether the weights of a suite belong to its architecture, before they are profiled with the data.
+
+    Nothing is checked for an audit, for weights that are part of the package, for user code, and without torch.
+
+    Raises:
+        UserError: if the weights cannot be read or do not fit.
+    """
+    backbone = suite.backbone
+    if suite.is_audit or not backbone.weights or backbone.arch.startswith("python:") or find_spec("torch") is None:
+        return
+    path = inputs.digest_weights(suite, lambda _: "").path
+    with local.start_workers(1) as call:
+        try:
+            call("xferbench.lab.worker.check_weights:check_weights", backbone.arch, path, backbone.preprocessing).result()
+        except UserError as problem:
+            raise problem.at(f"{suite.invocation.path}: {problem.what}") from problem
 
 
 def cached_profile(suite: Suite, path: Path) -> Profile | None:

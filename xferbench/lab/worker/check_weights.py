@@ -1,0 +1,45 @@
+"""Check whether a checkpoint belongs to an architecture, without data and without running it. Imports torch; reads files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import InputTransform, Preprocessing
+from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, published_preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_SIDE = 224  # side of an input in pixels, if no preprocessing states it
+ANY_CLASSES = 10  # the head is replaced, so its size does not matter
+
+
+def check_weights(arch: str, path: str, preprocessing: InputTransform | None) -> None:
+    """Check the names and shapes of all tensors of a checkpoint below the head of the network.
+
+    Nothing is checked if the head cannot be found without the data.
+
+    Args:
+        arch: the name of an architecture without user code.
+        path: the file of the weights.
+        preprocessing: the preprocessing that the suite states, or None.
+
+    Raises:
+        UserError: if the architecture is unknown, the file cannot be read, or the tensors do not fit.
+    """
+    module = backbones.build(arch, ANY_CLASSES)
+    state = checkpoint_reader.read_checkpoint(Path(path))
+    head = _find_head(module, preprocessing or published_preprocessing.published_preprocessing(arch))
+    if head:
+        checkpoints.match_tensors(module, state, head)
+
+
+def _find_head(module: nn.Module, preprocessing: InputTransform | None) -> str:
+    """Return the name of the head, or "" if the network does not accept square color images of the size that is known."""
+    crop = preprocessing.crop if isinstance(preprocessing, Preprocessing) else None
+    try:
+        return backbones.layer_layout(module, crop or DEFAULT_SIDE).head
+    except UserError:
+        return ""
