@@ -13,7 +13,7 @@ from invoke import invoke, invoke_process, invoke_without_reader, make_suite
 
 from xferbench.analysis import exit_code
 from xferbench.cli import main
-from xferbench.core.errors import UserError
+from xferbench.core.errors import Interrupted, UserError
 from xferbench.report import files
 from xferbench.runner import run as runner
 
@@ -184,7 +184,8 @@ ERRORS = [
         2,
         "xferbench: ants.toml: margin\n  found: 0\n",
     ),
-    (KeyboardInterrupt(), 130, "xferbench: interrupted; finished results are kept"),
+    (KeyboardInterrupt(), 130, "xferbench: interrupted; finished results are kept\n  do: to continue, run xferbench run quick"),
+    (Interrupted(12), 130, "xferbench: interrupted; 12 finished results are kept\n  do: to continue, run xferbench run quick"),
     (RuntimeError("boom"), 3, "xferbench: crashed: RuntimeError: boom\n  do: run it again with --debug"),
     (AssertionError(), 3, "xferbench: crashed: AssertionError: \n"),
     (SystemExit(0), 3, "xferbench: crashed: SystemExit: 0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -16,7 +17,7 @@ from xferbench.analysis import exit_code
 from xferbench.cli import main
 from xferbench.config import loader
 from xferbench.core import run
-from xferbench.core.errors import UserError
+from xferbench.core.errors import Interrupted, UserError
 from xferbench.core.interventions import RANDOM
 from xferbench.core.strategies import SCRATCH_NAME
 from xferbench.report import files, notebook
@@ -305,3 +306,20 @@ def test_a_loss_is_reported_without_percent(matrix_run):
     worst = frame.groupby("recipe")["accuracy"].mean().idxmax()
     rows = [line for line in summary.splitlines() if line.startswith(f"| {worst} |")]
     assert rows[0].count("[") and not rows[0].split("|")[4].strip().startswith("0.000 ["), "the highest loss has regret"
+
+
+def test_an_interrupted_matrix_counts_the_results_of_the_tasks_before(tmp_path, monkeypatch):
+    make_npz(tmp_path / "own.npz")
+    (tmp_path / "small.toml").write_text(SUITE.format(plugins="[]", more="", data=tmp_path / "own.npz"))
+    tasks = []
+
+    def run_task(task, *_):
+        tasks.append(task.name)
+        if len(tasks) == 2:
+            raise Interrupted(kept=3)
+        return SimpleNamespace(run=None, cost={"trials": {"unique": 4}})
+
+    monkeypatch.setattr(matrix, "_run_task", run_task)
+    with pytest.raises(Interrupted) as interrupt:
+        matrix.run_matrix(loader.load_suite(tmp_path / "small.toml"), path=tmp_path / "s.sqlite")
+    assert interrupt.value.kept == 7

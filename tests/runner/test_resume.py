@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from test_datasets import make_npz
 
 from xferbench.config import loader as suites
-from xferbench.core.errors import UserError
+from xferbench.core.errors import Interrupted, UserError
 from xferbench.core.interventions import BATCHNORM_EVAL
 from xferbench.core.pipeline import Phase
 from xferbench.core.plugin import Plugin
@@ -360,6 +360,26 @@ def test_a_full_disk_ends_the_run_and_keeps_the_records(suite, tmp_path, in_this
     stored, finished = count_records(path), run(suite, path)
     assert stored == finished.cost["trials"]["reused"] >= 2
     assert "ERROR" not in verdicts_by_finding(finished).values()
+
+
+def test_an_interrupt_counts_the_results_that_are_kept(suite, tmp_path, in_this_process, use_plugins, monkeypatch):
+    use_plugins(make_plugin("even"))
+    path, run_call, remaining = tmp_path / "store.sqlite", worker_process._run_call, [3]
+
+    def interrupt(function, arguments):
+        if function.endswith(":run_trials"):
+            remaining[0] -= 1
+            if remaining[0] < 0:
+                return False, KeyboardInterrupt()
+        return run_call(function, arguments)
+
+    monkeypatch.setattr(worker_process, "_run_call", interrupt)
+    with pytest.raises(Interrupted) as first:
+        run(suite, path)
+    assert first.value.kept == count_records(path) >= 2
+    with pytest.raises(Interrupted) as second:
+        run(suite, path)
+    assert second.value.kept == first.value.kept, "results of an earlier run count too"
 
 
 def test_evicted_weights_are_trained_again_only_for_a_new_measure(suite, uninterrupted, tmp_path, in_this_process, use_plugins):

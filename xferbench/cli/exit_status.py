@@ -1,31 +1,50 @@
-"""The exit status and the message of an error, and of a pipe whose reader is gone. Redirects standard output."""
+"""The exit status and the message of an error, of an interrupt, and of a pipe whose reader is gone.
+
+Redirects standard output and handles SIGTERM.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from xferbench.analysis import exit_code
-from xferbench.core.errors import UserError
+from xferbench.core.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def exit_status(error: BaseException) -> tuple[int, object]:
-    """Return the exit code of an error that ended a command, and its message."""
+def exit_status(error: BaseException, command: str = "the same command") -> tuple[int, object]:
+    """Return the exit code of an error that ended a command, and its message, which may name the command."""
     if isinstance(error, UserError):
         return exit_code.USAGE_ERROR, error
     if isinstance(error, KeyboardInterrupt):
-        return exit_code.INTERRUPTED, "interrupted; finished results are kept, and the same command continues from there"
+        kept = f"{error.kept} finished results are kept" if isinstance(error, Interrupted) else "finished results are kept"
+        return exit_code.INTERRUPTED, UserError(f"interrupted; {kept}", do=f"to continue, run {command}")
     if isinstance(error, OSError):
         do = "free some space, check the path and its permissions"
         return exit_code.USAGE_ERROR, UserError("a file could not be read or written", found=str(error), do=do)
     last = (str(error).strip().splitlines() or [""])[-1]  # the message of a worker process is its whole traceback
     do = "run it again with --debug and report the output; finished results are kept"
     return exit_code.CRASHED, UserError(f"crashed: {type(error).__name__}: {last}", do=do)
+
+
+@contextmanager
+def interrupt_on_termination() -> Iterator[None]:
+    """Treat SIGTERM, which job schedulers send before they kill, as an interrupt from the keyboard."""
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from xferbench.analysis import exit_code
 from xferbench.cli import audit, compare, doctor, explain, gate, init, ls, manifest, merge, report, run, validate
-from xferbench.cli.exit_status import discard_output, exit_status, tolerate_broken_pipe
+from xferbench.cli.exit_status import discard_output, exit_status, interrupt_on_termination, tolerate_broken_pipe
 from xferbench.core.errors import suggest
 from xferbench.core.version import __version__
 
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.command_line = shlex.join(["xferbench", *(sys.argv[1:] if argv is None else argv)])
     code = exit_code.PASSED
     try:
-        with tolerate_broken_pipe():
+        with interrupt_on_termination(), tolerate_broken_pipe():
             code = int(arguments.command(arguments))
     except BaseException as error:  # noqa: BLE001 - every error becomes one message and an exit code
         if arguments.debug:
             traceback.print_exc()
-        code, message = exit_status(error)
+        code, message = exit_status(error, arguments.command_line)
         print(f"xferbench: {message}", file=sys.stderr)
         if isinstance(error, OSError):  # Python would write the rest of the output again at exit, and change the code
             discard_output()

@@ -33,6 +33,18 @@ class UserError(Exception):
         return UserError(what, found=self.found, expected=self.expected, do=self.do)
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt of a run.
+
+    Args:
+        kept: number of results of the run that the store keeps.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self.kept = kept
+        super().__init__()
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return 'did you mean X? known: A, B, C' for a name that is not among the known names."""
     known = sorted(known)

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from xferbench.core.errors import UserError
+from xferbench.core.errors import Interrupted, UserError
 from xferbench.core.progress import Progress
 from xferbench.core.reason import Code, because
 from xferbench.core.record import Record
@@ -192,17 +192,24 @@ def run_to_completion(
         counter: counts what is computed.
         on_progress: called with the progress.
         is_mine: returns whether this machine computes a group.
+
+    Raises:
+        Interrupted: if the user interrupts it; the store keeps what was finished.
     """
-    while True:
-        step = schedule.next_schedule(study, records)
-        missing = [key for key in step.pending if key not in records]
-        if not missing:
-            return step
-        stored = store.get_records(db, missing)
-        records |= stored
-        _compute(step, study, records, db, submit, counter, partial(_report_progress, on_progress, step, len(stored)), is_mine)
-        if any(key not in records for key in missing):
-            return step
+    try:
+        while True:
+            step = schedule.next_schedule(study, records)
+            missing = [key for key in step.pending if key not in records]
+            if not missing:
+                return step
+            stored = store.get_records(db, missing)
+            records |= stored
+            report = partial(_report_progress, on_progress, step, len(stored))
+            _compute(step, study, records, db, submit, counter, report, is_mine)
+            if any(key not in records for key in missing):
+                return step
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(kept=sum(not record.error for record in records.values())) from interrupt
 
 
 def _report_progress(
@@ -257,10 +264,10 @@ def _compute(
             results, fits = _group_results(future, group, records)
             counter.fits += fits
             for record in results:
+                if not record.error:
+                    store.put_record(db, record)  # first, so that no result is counted as kept before it is
                 records[record.key] = record
                 counter.trials.add(record.key)
-                if not record.error:
-                    store.put_record(db, record)
         if finished_cost:
             seconds_left = (monotonic() - start) / finished_cost * (total_cost - finished_cost)
 

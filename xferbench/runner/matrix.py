@@ -7,7 +7,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from xferbench.core.errors import UserError
+from xferbench.core.errors import Interrupted, UserError
 from xferbench.core.reason import Code, because
 from xferbench.core.suite import replace_invocation, replace_rules
 from xferbench.data import inputs
@@ -61,7 +61,11 @@ def run_matrix(
     results = []
     for number, task in enumerate(tasks, start=1):
         stage = f"{task.name} ({number} of {len(tasks)})"
-        results.append(_run_task(task, matrix, path, device, workers, partial(_report_stage, on_progress, stage)))
+        try:
+            results.append(_run_task(task, matrix, path, device, workers, partial(_report_stage, on_progress, stage)))
+        except Interrupted as interrupt:
+            earlier = sum(result.cost["trials"]["unique"] for result in results)
+            raise Interrupted(kept=earlier + interrupt.kept) from interrupt
         on_task(task, results[-1].run)
     return write_matrix(build_matrix_run(suite, matrix, results, command))
 
