@@ -6,10 +6,18 @@ from inspect import getmodule
 import pytest
 
 from xferbench.core.interventions import RANDOM, BatchNormEpsilon, FitClassBias, RecalibrateBatchNorm, RestoreBatchNorm
-from xferbench.core.pipeline import Checkpoint, Pipeline, Recipe, Selection, Spectrogram, WeightsFile
+from xferbench.core.pipeline import Checkpoint, Pipeline, Preprocessing, Recipe, Selection, Spectrogram, WeightsFile
 from xferbench.core.run import finding_from_json, finding_to_json
 from xferbench.core.sections import replace_flat
-from xferbench.plugins import batchnorm_drift, class_order, collapse, linear_probe, preprocessing_mismatch, reload
+from xferbench.plugins import (
+    batchnorm_drift,
+    class_order,
+    collapse,
+    linear_probe,
+    preprocessing_forms,
+    preprocessing_mismatch,
+    reload,
+)
 from xferbench.plugins.preprocessing_variants import normalized_twice
 from xferbench.runner import discovery
 from xferbench.study import trials
@@ -169,6 +177,51 @@ def test_preprocessing_candidates_are_distinct_and_exclude_the_served_one():
     assert len(set(candidates)) == len(candidates)
     assert FINISHED.serving.preprocessing not in candidates
     assert {candidate.channels for candidate in candidates} == {"rgb", "bgr"}
+
+
+def test_ranges_and_orders_of_channels_are_crossed():
+    forms = set(preprocessing_forms.value_forms(replace(fake_lab.PREPROCESSING, resize=40, crop=32)))
+    assert Preprocessing(channels="bgr", resize=40, crop=32) in forms, "BGR in 0–1, which ncnn and OpenCV give"
+    assert replace(fake_lab.PREPROCESSING, channels="bgr", resize=40, crop=32) in forms
+    caffe = {form.channels: form.mean for form in forms if form.mean[1] == preprocessing_forms.CAFFE.mean[1]}
+    assert caffe == {"rgb": (123.68, 116.779, 103.939), "bgr": (103.939, 116.779, 123.68)}
+
+
+def serve_form(form):
+    return replace(
+        FINISHED, serving=replace(FINISHED.serving, preprocessing=form), data=replace(FINISHED.data, train_preprocessing=form)
+    )
+
+
+SERVED = replace(fake_lab.PREPROCESSING, resize=40, crop=32)
+BEST_VALUES = Preprocessing(channels="bgr", resize=40, crop=32)
+BEST_FORM = replace(BEST_VALUES, interpolation="bicubic")
+
+
+def screen_forms(trial):
+    """Accuracies by form: the geometry of the best form is only better with the values of the best form."""
+    return {BEST_VALUES: 0.85, BEST_FORM: 0.95}.get(trial.view.preprocessing, 0.8)
+
+
+def test_geometries_are_tried_with_the_best_values():
+    study = make_audit_study(preprocessing_mismatch.audit, serve_form(SERVED))
+    step, records = fake_lab.replay_study(study, fake_lab.fake_lab(screen_forms))
+    (state,) = step.states
+    tried = [candidate.pipeline.serving.preprocessing for candidate in state.arms["cured"].candidates]
+    assert state.arms["cured"].pipeline.serving.preprocessing == BEST_FORM
+    assert len(set(tried)) == len(tried) == 21
+    assert replace(SERVED, interpolation="bicubic") not in tried, "the served values were not the best"
+    assert len(records) < 40, "the search is bounded"
+
+
+def test_a_crash_of_a_refined_candidate_is_an_error():
+    lab = fake_lab.fake_lab(screen_forms)
+
+    def crash(trial):
+        return replace(lab(trial), error="Boom: on purpose") if trial.view.preprocessing == BEST_FORM else lab(trial)
+
+    findings = fake_lab.run_study(make_audit_study(preprocessing_mismatch.audit, serve_form(SERVED)), crash).findings
+    assert {finding.verdict for finding in findings} == {"ERROR"}
 
 
 def accuracy_of_twice_normalized(served, bias_fitted):

@@ -36,7 +36,7 @@ from xferbench.core.interventions import (
 from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from xferbench.core.interventions import DataIntervention, Intervention
 
@@ -400,6 +400,7 @@ class Selection:
             Each round trains the candidates for half the steps of the next round, with a whole schedule, and the better half
             goes on. After the last round, candidates beyond an edge of the search are tried once.
         is_cut: whether a budget left out candidates, as in :class:`ScratchGrid`.
+        refine: returns variants of a pipeline. Those of the best candidate become candidates too, until a round has no new one.
     """
 
     tag: ClassVar[str] = "Choice"
@@ -409,6 +410,7 @@ class Selection:
     worst: bool = False
     halvings: int = 0
     is_cut: bool = False
+    refine: Callable[[Pipeline], tuple[Pipeline, ...]] | None = None
 
 
 Arm: TypeAlias = Pipeline | Selection

@@ -47,10 +47,11 @@ from xferbench.plugin import (
     requires_pretrained,
     unrecorded_preprocessing,
 )
+from xferbench.plugins.preprocessing_forms import geometry_forms, value_forms
 from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, normalized_twice, preprocessing_mistakes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 
 def cure(pipeline: Pipeline, profile: Profile) -> Pipeline:
@@ -102,11 +103,12 @@ Remedy
     Serve the images in the form that this audit confirmed.
 
 How it is judged
-    The plugin screens common forms on one half of the test images: eight normalizations and ranges, both orders of channels,
-    other sizes before the crop, other interpolations. Each form gets a bias of each class that is fitted on that half, because
-    a wrong form can also repair a decision threshold. Harm is metric(the best of them, or the served form) − metric(served) on
-    the other half, with those biases. Balanced accuracy replaces sensitivity and specificity, which the bias decides. The
-    confidence is the share of resamples of the screened images in which the selected form is the best.
+    The plugin screens common forms on one half of the test images: eight normalizations and ranges, each in both orders of
+    channels. Other sizes before the crop and other interpolations are then tried with the best of them. Each form gets a bias
+    of each class that is fitted on that half, because a wrong form can also repair a decision threshold. Harm is
+    metric(the best of them, or the served form) − metric(served) on the other half, with those biases. Balanced accuracy
+    replaces sensitivity and specificity, which the bias decides. The confidence is the share of resamples of the screened
+    images in which the selected form is the best.
 
 How it is induced
     ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and if images are resized ``nearest``.
@@ -116,44 +118,26 @@ References
     Touvron et al. 2019, Fixing the train-test resolution discrepancy (arXiv:1906.06423).
 """
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-NONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-CAFFE = {"scale": 1.0, "mean": (123.68, 116.779, 103.939), "std": (1.0, 1.0, 1.0)}  # Simonyan & Zisserman 2014, VGG
 AUDIT_VIEW = "bias-fitted"
-RESIZE_FACTORS = (1.0, 256 / 224)  # shorter side before the crop, relative to the crop
 
 
 def audit_applies(pipeline: Pipeline, _: Profile) -> str:
     return "" if isinstance(pipeline.serving.preprocessing, Preprocessing) else "the autopsy only knows the forms of images"
 
 
-def common_forms(form: Preprocessing) -> Iterator[Preprocessing]:
-    """Yield common forms that differ from one in normalization, range or channels, or in geometry."""
-    plain = replace(form, scale=1 / 255)
-    norms = [replace(plain, **values) for values in (IMAGENET, CIFAR, HALF, NONE)]  # type: ignore[arg-type]
-    raw = [replace(form, **NONE | {"scale": 1.0}), replace(form, **CAFFE)]  # type: ignore[arg-type]
-    other_channels = "rgb" if form.channels == "bgr" else "bgr"
-    yield from norms
-    yield from raw
-    twice = normalized_twice(form)
-    assert isinstance(twice, Preprocessing)
-    yield twice
-    yield from (replace(form, channels=other_channels) for form in (form, norms[0], norms[2], raw[1]))
-    if form.resize and form.crop:
-        yield from (replace(form, resize=round(factor * form.crop)) for factor in RESIZE_FACTORS)
-    if form.resize:
-        yield from (replace(form, interpolation=interpolation) for interpolation in ("bilinear", "bicubic"))
-        yield replace(form, antialias=not form.antialias)
-
-
 def audit_cure(pipeline: Pipeline, _: Profile) -> Selection:
     served = pipeline.serving.preprocessing
     assert isinstance(served, Preprocessing)
-    forms: dict[InputTransform, None] = dict.fromkeys((pipeline.data.train_preprocessing, *common_forms(served)))
+    forms: dict[InputTransform, None] = dict.fromkeys((pipeline.data.train_preprocessing, *value_forms(served)))
     candidates = tuple(replace_serving(pipeline, preprocessing=form) for form in forms if form != served)
-    return Selection(candidates=candidates, by=f"validation-{AUDIT_VIEW}")
+    return Selection(candidates=candidates, by=f"validation-{AUDIT_VIEW}", refine=other_geometries)
+
+
+def other_geometries(pipeline: Pipeline) -> tuple[Pipeline, ...]:
+    """Return the pipeline with other geometries of its served images."""
+    served = pipeline.serving.preprocessing
+    assert isinstance(served, Preprocessing)
+    return tuple(replace_serving(pipeline, preprocessing=form) for form in geometry_forms(served))
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
@@ -172,7 +156,7 @@ def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Recor
 
 audit = Plugin(
     id="preprocessing-mismatch",
-    version=2,
+    version=3,
     question="Does the network get its images in the form that it expects?",
     doc=AUDIT_DOC,
     applies=audit_applies,

@@ -128,8 +128,16 @@ def search_rounds(arm: Selection, study: Study, records: Mapping[str, Record], *
     """Yield the rounds of a selection, until the records of a round are missing or have a crash.
 
     The rounds of successive halving have one tuning seed, because each of them only leaves out the worse half. The last round
-    has the other candidates at all their steps, and those beyond an edge of the search if there was a halving.
+    has the other candidates at all their steps, and those beyond an edge of the search if there was a halving. Refinements
+    follow it, and each of their rounds keeps the earlier candidates.
     """
+    for tried in _halving_rounds(arm, study, records, assume=assume):
+        yield tried
+    yield from _refining_rounds(arm, tried, study, records, assume=assume) if arm.refine else ()
+
+
+def _halving_rounds(arm: Selection, study: Study, records: Mapping[str, Record], *, assume: bool) -> Iterator[Round]:
+    """Yield the rounds of successive halving and the round with all steps, as far as their candidates are known."""
     candidates, seeds = arm.candidates, study.suite.rules.tuning_seeds
     for halving in range(arm.halvings, 0, -1):
         tried = Round(candidates=tuple(shorten(candidate, 2**halving) for candidate in candidates), seeds=1)
@@ -147,6 +155,25 @@ def search_rounds(arm: Selection, study: Study, records: Mapping[str, Record], *
     best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst) if scores else None
     winner = candidates[-1] if best is None else best.pipeline  # the last of a grid has its highest rate and all its steps
     yield replace(last, candidates=(*candidates, *candidates_beyond(winner, arm.candidates)))
+
+
+def _refining_rounds(
+    arm: Selection, first: Round, study: Study, records: Mapping[str, Record], *, assume: bool
+) -> Iterator[Round]:
+    """Yield rounds that add variants of the best candidate so far, until there is no new one."""
+    assert arm.refine is not None, "the caller refines"
+    tried = first
+    while True:
+        scores = _round_scores(arm, tried, study, records)
+        if isinstance(scores, str) or (scores is None and not assume):
+            return
+        best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst) if scores else None
+        variants = arm.refine(tried.candidates[0] if best is None else best.pipeline)
+        new = tuple(variant for variant in dict.fromkeys(variants) if variant not in tried.candidates)
+        if not new:
+            return
+        tried = replace(tried, candidates=(*tried.candidates, *new))
+        yield tried
 
 
 def _ranks(scores: Sequence[CandidateScore]) -> list[int]:
@@ -208,8 +235,9 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
     best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst)
     if best is None or not np.isfinite(best.score):
         return ResolvedArm(pipeline=None, candidates=tuple(scores), error=f"no candidate has a {metric} on validation")
-    tried = (*scores, *(score for scores in earlier for score in scores))
-    return ResolvedArm(pipeline=best.pipeline, candidates=tried, is_cut=arm.is_cut)
+    last_candidates = {score.pipeline for score in scores}
+    left = (score for scores in earlier for score in scores if score.pipeline not in last_candidates)
+    return ResolvedArm(pipeline=best.pipeline, candidates=(*scores, *left), is_cut=arm.is_cut)
 
 
 def best_alternative(selected: ResolvedArm, subject: Pipeline, study: Study) -> ResolvedArm:

@@ -1,0 +1,43 @@
+"""Common forms in which networks expect images, as values. Pure.
+
+The values of pixels and the order of channels are crossed, because the libraries that serve a network differ in both: ncnn and
+OpenCV give BGR, in 0–255 or in 0–1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xferbench.plugin import Preprocessing
+from xferbench.plugins.preprocessing_variants import normalized_twice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CIFAR = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+SYMMETRIC = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+UNIT, RAW = Preprocessing(), Preprocessing(scale=1.0)
+CAFFE = Preprocessing(scale=1.0, mean=(123.68, 116.779, 103.939))  # Simonyan & Zisserman 2014, VGG
+IN_ANY_ORDER = (IMAGENET, CIFAR, SYMMETRIC, UNIT, RAW)
+BY_CHANNELS = {"rgb": (*IN_ANY_ORDER, CAFFE), "bgr": (*IN_ANY_ORDER, replace(CAFFE, mean=CAFFE.mean[::-1]))}
+RESIZE_FACTORS = (1.0, 256 / 224)  # shorter side before the crop, relative to the crop
+
+
+def value_forms(form: Preprocessing) -> Iterator[Preprocessing]:
+    """Yield a form in both orders of channels, each with its own values, normalized twice, and with all common values."""
+    twice = normalized_twice(form)
+    assert isinstance(twice, Preprocessing)
+    for channels, common in BY_CHANNELS.items():
+        yield from (replace(own, channels=channels) for own in (form, twice))
+        yield from (replace(form, channels=channels, scale=values.scale, mean=values.mean, std=values.std) for values in common)
+
+
+def geometry_forms(form: Preprocessing) -> Iterator[Preprocessing]:
+    """Yield a form with another margin around the crop, and with other interpolations."""
+    if form.resize and form.crop:
+        yield from (replace(form, resize=round(factor * form.crop)) for factor in RESIZE_FACTORS)
+    if form.resize:
+        yield from (replace(form, interpolation=interpolation) for interpolation in ("bilinear", "bicubic"))
+        yield replace(form, antialias=not form.antialias)
