@@ -341,3 +341,17 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_files(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache")
     assert list((tmp_path / "cache" / "data").iterdir()) == []
+
+
+def test_a_geometry_of_the_test_images_alone_decodes_no_training_image(tmp_path):
+    data = inputs.digest_data(f"folder:{make_folder(tmp_path / 'd')}")
+    whole = datasets.load_dataset(data, Preprocessing(resize=8), None, tmp_path / "cache")
+    alone = datasets.load_dataset(data, Preprocessing(resize=8), None, tmp_path / "other", only_test=True)
+    assert np.array_equal(alone.test.images, whole.test.images)
+    assert np.array_equal(alone.test.example, whole.test.example)
+    assert (len(alone.train.labels), alone.validation, alone.classes) == (0, None, whole.classes)
+    later = datasets.load_dataset(data, Preprocessing(resize=8), None, tmp_path / "other")
+    assert len(later.train.labels) == 10, "the other splits are decoded when they are needed"
+    assert (
+        len(datasets.load_dataset(data, Preprocessing(resize=8), None, tmp_path / "other", only_test=True).train.labels) == 10
+    )

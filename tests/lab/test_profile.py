@@ -56,6 +56,26 @@ def test_unsupported_names_trainable_kinds_without_a_tensor(tmp_path, monkeypatc
     assert make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).model.unsupported == ("norm", "bias")
 
 
+class FixedGrid(nn.Module):
+    """A network with as many position embeddings as an image of 32 pixels needs; it raises anything at other sizes."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 16, 16), nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.head({4: self.stem(x)}[(x.shape[-1] // 16) ** 2].flatten(1))
+
+
+def test_the_profile_names_the_sizes_that_the_network_accepts(tmp_path, monkeypatch):
+    target = make_npz(tmp_path / "d.npz", side=32)
+    assert make_profile(target, tmp_path / "cache").model.accepted_sizes == profile.COMMON_SIZES
+    torch.save(FixedGrid(4).state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr(backbones, "build", lambda _arch, classes, _code: FixedGrid(classes))
+    weights = WeightsFile(digest=files.sha256(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
+    assert make_profile(target, tmp_path / "cache", weights=weights).model.accepted_sizes == (32,)
+
+
 def test_unsupported_names_a_shifted_set_without_training_images(tmp_path):
     target, other = make_npz(tmp_path / "d.npz"), tmp_path / "other.npz"
     np.savez(other, test_images=np.zeros((8, 16, 16, 3), np.uint8), test_labels=np.arange(8) % 4)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from inspect import getmodule
 
+import numpy as np
 import pytest
 
 from xferbench.core.interventions import RANDOM, BatchNormEpsilon, FitClassBias, RecalibrateBatchNorm, RestoreBatchNorm
@@ -212,6 +213,38 @@ def test_geometries_are_tried_with_the_best_values():
     assert len(set(tried)) == len(tried) == 21
     assert replace(SERVED, interpolation="bicubic") not in tried, "the served values were not the best"
     assert len(records) < 40, "the search is bounded"
+
+
+def make_sized(*sizes):
+    return replace(PROFILE, model=replace(PROFILE.model, accepted_sizes=sizes))
+
+
+def tried_sizes(form, *sizes):
+    forms = preprocessing_forms.geometry_forms(form, make_sized(*sizes).model)
+    return [(tried.resize, tried.crop) for tried in forms if (tried.resize, tried.crop) != (form.resize, form.crop)]
+
+
+def test_smaller_sizes_and_two_larger_ones_are_tried_at_the_same_scale():
+    photos, stored = Preprocessing(resize=256, crop=224), Preprocessing()
+    sizes = (32, 64, 128, 224, 256, 288, 384)
+    assert tried_sizes(photos, *sizes)[1:] == [(73, 64), (146, 128), (293, 256), (329, 288)], "the first is the margin"
+    assert tried_sizes(stored, *sizes) == [(64, None), (128, None)], "32 is the size of the stored images"
+    assert tried_sizes(Preprocessing(resize=100), *sizes) == [(32, None), (64, None), (128, None), (224, None)]
+    assert tried_sizes(stored) == [], "the network accepts no other size"
+
+
+@pytest.mark.parametrize(("right", "served"), [(64, 224), (192, 32)], ids=["smaller", "larger, in several rounds"])
+def test_the_size_of_training_is_found(right, served):
+    def accuracy(trial):
+        size = trial.view.preprocessing.crop
+        return 0.95 - 0.1 * abs(np.log2(size / right))
+
+    subject = serve_form(replace(fake_lab.PREPROCESSING, resize=served, crop=served))
+    profile = make_sized(32, 48, 64, 96, 128, 160, 192, 224, 256, 288)
+    step, _ = fake_lab.replay_study(
+        make_audit_study(preprocessing_mismatch.audit, subject, profile), fake_lab.fake_lab(accuracy)
+    )
+    assert step.states[0].arms["cured"].pipeline.serving.preprocessing.crop == right
 
 
 def test_a_crash_of_a_refined_candidate_is_an_error():

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from xferbench.core.interventions import DataIntervention, Intervention
+    from xferbench.core.plugin import Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,7 +401,8 @@ class Selection:
             Each round trains the candidates for half the steps of the next round, with a whole schedule, and the better half
             goes on. After the last round, candidates beyond an edge of the search are tried once.
         is_cut: whether a budget left out candidates, as in :class:`ScratchGrid`.
-        refine: returns variants of a pipeline. Those of the best candidate become candidates too, until a round has no new one.
+        refine: returns variants of a pipeline, from it and the profile. Those of the best candidate become candidates too,
+            until a round has no new one.
     """
 
     tag: ClassVar[str] = "Choice"
@@ -410,7 +412,7 @@ class Selection:
     worst: bool = False
     halvings: int = 0
     is_cut: bool = False
-    refine: Callable[[Pipeline], tuple[Pipeline, ...]] | None = None
+    refine: Callable[[Pipeline, Profile], tuple[Pipeline, ...]] | None = None
 
 
 Arm: TypeAlias = Pipeline | Selection

@@ -96,6 +96,7 @@ class ModelProfile:
         head: the dotted name of the head.
         batchnorm: names of the BatchNorm layers.
         size: height and width of the network's input, in pixels.
+        accepted_sizes: common sides of square images, in pixels, that the network accepts; none for spectrograms.
         outputs: number of outputs of a finished network's head, 0 for other networks.
         body_unchanged: whether everything below the head of a finished network is as it was before training.
         unsupported: the kinds of trainable parameters (``norm``, ``bias``, ``lora``, ``adapter``) that the backbone lacks, and
@@ -107,6 +108,7 @@ class ModelProfile:
     head: str
     batchnorm: tuple[str, ...]
     size: tuple[int, int] = (0, 0)
+    accepted_sizes: tuple[int, ...] = ()
     outputs: int = 0
     body_unchanged: bool = False
     unsupported: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ from xferbench.plugins.preprocessing_variants import normalized_twice
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xferbench.core.plugin import ModelProfile
+
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 SYMMETRIC = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -22,6 +24,7 @@ UNIT, RAW = Preprocessing(), Preprocessing(scale=1.0)
 CAFFE = Preprocessing(scale=1.0, mean=(123.68, 116.779, 103.939))  # Simonyan & Zisserman 2014, VGG
 IN_ANY_ORDER = (IMAGENET, CIFAR, SYMMETRIC, UNIT, RAW)
 BY_CHANNELS = {"rgb": (*IN_ANY_ORDER, CAFFE), "bgr": (*IN_ANY_ORDER, replace(CAFFE, mean=CAFFE.mean[::-1]))}
+MAX_REDUCTION, LARGER_SIZES = 4, 2  # the smallest size is a quarter of the form's; two larger ones are tried at a time
 RESIZE_FACTORS = (1.0, 256 / 224)  # shorter side before the crop, relative to the crop
 
 
@@ -34,10 +37,24 @@ def value_forms(form: Preprocessing) -> Iterator[Preprocessing]:
         yield from (replace(form, channels=channels, scale=values.scale, mean=values.mean, std=values.std) for values in common)
 
 
-def geometry_forms(form: Preprocessing) -> Iterator[Preprocessing]:
-    """Yield a form with another margin around the crop, and with other interpolations."""
+def geometry_forms(form: Preprocessing, model: ModelProfile) -> Iterator[Preprocessing]:
+    """Yield a form with another margin around the crop, with other interpolations, and in other sizes.
+
+    Of the common sizes that the network accepts, those down to a quarter of the form's are tried, which cost little, and the
+    next two above it.
+    """
     if form.resize and form.crop:
         yield from (replace(form, resize=round(factor * form.crop)) for factor in RESIZE_FACTORS)
     if form.resize:
         yield from (replace(form, interpolation=interpolation) for interpolation in ("bilinear", "bicubic"))
         yield replace(form, antialias=not form.antialias)
+    current = form.crop or form.resize or min(model.size)
+    smaller = [size for size in model.accepted_sizes if current / MAX_REDUCTION <= size < current]
+    larger = [size for size in model.accepted_sizes if size > current]
+    yield from (scale_to(form, size / current, size) for size in (*smaller, *larger[:LARGER_SIZES]))
+
+
+def scale_to(form: Preprocessing, factor: float, size: int) -> Preprocessing:
+    """Return a form whose images show the same, scaled by a factor to a shorter side of ``size`` pixels."""
+    resize = size if form.resize is None else round(factor * form.resize)
+    return replace(form, resize=resize, crop=None if form.crop is None else size)

@@ -104,11 +104,12 @@ Remedy
 
 How it is judged
     The plugin screens common forms on one half of the test images: eight normalizations and ranges, each in both orders of
-    channels. Other sizes before the crop and other interpolations are then tried with the best of them. Each form gets a bias
-    of each class that is fitted on that half, because a wrong form can also repair a decision threshold. Harm is
-    metric(the best of them, or the served form) − metric(served) on the other half, with those biases. Balanced accuracy
-    replaces sensitivity and specificity, which the bias decides. The confidence is the share of resamples of the screened
-    images in which the selected form is the best.
+    channels. Other geometries are then tried with the best of them: other margins around the crop and interpolations, common
+    smaller sizes, and the next two larger ones; again with the new best form, until none is better. A size that the network
+    does not accept is left out. Each form gets a bias of each class that is fitted on that half, because a wrong form can also
+    repair a decision threshold. Harm is metric(the best of them, or the served form) − metric(served) on the other half, with
+    those biases. Balanced accuracy replaces sensitivity and specificity, which the bias decides. The confidence is the share of
+    resamples of the screened images in which the selected form is the best.
 
 How it is induced
     ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and if images are resized ``nearest``.
@@ -133,11 +134,11 @@ def audit_cure(pipeline: Pipeline, _: Profile) -> Selection:
     return Selection(candidates=candidates, by=f"validation-{AUDIT_VIEW}", refine=other_geometries)
 
 
-def other_geometries(pipeline: Pipeline) -> tuple[Pipeline, ...]:
+def other_geometries(pipeline: Pipeline, profile: Profile) -> tuple[Pipeline, ...]:
     """Return the pipeline with other geometries of its served images."""
     served = pipeline.serving.preprocessing
     assert isinstance(served, Preprocessing)
-    return tuple(replace_serving(pipeline, preprocessing=form) for form in geometry_forms(served))
+    return tuple(replace_serving(pipeline, preprocessing=form) for form in geometry_forms(served, profile.model))
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:

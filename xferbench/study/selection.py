@@ -168,7 +168,7 @@ def _refining_rounds(
         if isinstance(scores, str) or (scores is None and not assume):
             return
         best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst) if scores else None
-        variants = arm.refine(tried.candidates[0] if best is None else best.pipeline)
+        variants = arm.refine(tried.candidates[0] if best is None else best.pipeline, study.profile)
         new = tuple(variant for variant in dict.fromkeys(variants) if variant not in tried.candidates)
         if not new:
             return

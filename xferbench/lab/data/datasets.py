@@ -71,8 +71,13 @@ class Dataset:
     left_out: tuple[str, ...]
 
 
-def load_dataset(data: Data, preprocessing: InputTransform, test_size: int | None, cache: Path) -> Dataset:
+def load_dataset(
+    data: Data, preprocessing: InputTransform, test_size: int | None, cache: Path, *, only_test: bool = False
+) -> Dataset:
     """Load a dataset in the geometry of a preprocessing, and write it to the cache if it is not there.
+
+    With ``only_test``, the other splits may be missing. An audit tries many geometries, and decoding the training images in
+    each of them would take more time than everything else.
 
     Raises:
         UserError: if the dataset cannot be used.
@@ -80,8 +85,10 @@ def load_dataset(data: Data, preprocessing: InputTransform, test_size: int | Non
     generated_size = max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
     geometry = geometry_key(preprocessing)
     folder = cache / "data" / digest((VERSION, data.digest, digest(geometry), generated_size))[:32]
+    if only_test and not (folder / "about.json").is_file():
+        folder = folder.with_name(f"{folder.name}-test")
     if not (folder / "about.json").is_file():
-        _prepare(data.spec, geometry, generated_size, folder)
+        _prepare(data.spec, geometry, generated_size, folder, only_test=only_test)
     metadata = json.loads((folder / "about.json").read_text())
     test = _open_split(folder / "test")
     _check_size("test_size", test_size, len(test.labels), "test")
@@ -176,9 +183,10 @@ def _open_split(folder: Path) -> Split:
     return Split(images=np.load(folder / "images.npy", mmap_mode="r"), **arrays)
 
 
-def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, folder: Path) -> None:
+def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, folder: Path, *, only_test: bool) -> None:
     """Decode a dataset into a temporary folder and rename it, so that an interrupted run leaves no partial dataset."""
     classes, splits, unreadable = sources.read_dataset(spec, generated_size)
+    splits = {"test": splits["test"]} if only_test else splits
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xferbench.lab.data.datasets import Dataset, Split
     from xferbench.lab.evaluation.context import LoadedModel
 
+TEST_EXAMPLES = ("test", "unique", "screen", "confirm")
 MAX_PROBE_EXAMPLES = 2000  # training images at most that a probe is fitted to, or that are evaluated
 
 
@@ -33,7 +34,8 @@ def _examples_without_cue(model: LoadedModel, view: EvaluationSpec) -> Split:
     if view.domain is not None:
         dataset = domains.load_domain(view.domain, view.preprocessing, model.cache)
         return {"test": dataset.test, "held-out": domains.held_out_split(dataset)}[view.examples]
-    dataset = datasets.load_dataset(model.spec.data.dataset, view.preprocessing, view.limit, model.cache)
+    only_test = view.examples in TEST_EXAMPLES
+    dataset = datasets.load_dataset(model.spec.data.dataset, view.preprocessing, view.limit, model.cache, only_test=only_test)
     if view.examples == "test":
         return dataset.test
     if view.examples == "unique":

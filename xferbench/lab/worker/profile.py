@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The preprocessing with which the published weights of He et al.'s CIFAR networks were trained.
 CIFAR_PREPROCESSING = Preprocessing(resize=32, crop=32, mean=IMAGENET_MEAN_STD[0], std=IMAGENET_MEAN_STD[1])
+COMMON_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)  # sides of square images in pixels
 TIMED_IMAGES = 32  # images in a batch
 NORMALIZATION_TOLERANCE = 0.01  # of a mean or a standard deviation; records are rounded differently
 REPEATED_TIMINGS = 3
@@ -131,6 +132,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
             head=layout.head,
             batchnorm=layout.batchnorm,
             size=dataset.test.images.shape[-2:],
+            accepted_sizes=_accepted_sizes(module, transform),
             outputs=head_outputs,
             body_unchanged=is_unchanged,
             unsupported=(*unsupported, *_missing_unlabelled(shifted, transform, cache)),
@@ -203,6 +205,19 @@ def _run_network(
         names_by_kind = backbones.names_by_kind(layout, module) | {"adapter": adapter_places}
         seconds = _measure_seconds(module, dataset, transform, device)
     return [kind for kind, names in names_by_kind.items() if not names], seconds
+
+
+def _accepted_sizes(module: torch.nn.Module, transform: InputTransform) -> tuple[int, ...]:
+    """Return the common sizes of images that a network accepts; position embeddings of a fixed number, for example, do not."""
+    return tuple(size for size in COMMON_SIZES if isinstance(transform, Preprocessing) and _accepts(module, size))
+
+
+def _accepts(module: torch.nn.Module, size: int) -> bool:
+    try:
+        backbones.trace_modules(module, (3, size, size))
+    except Exception:  # noqa: BLE001 - whatever a network raises, it does not accept the size
+        return False
+    return True
 
 
 def _order_note(outputs: tuple[int, ...]) -> str:
