@@ -299,3 +299,41 @@ def test_stored_spectrograms_depend_on_the_kind_only():
 def test_an_unknown_kind_of_preprocessing_is_refused(function):
     with pytest.raises(TypeError, match="str"):
         function("words")
+
+
+def test_a_file_with_an_orientation_is_read_as_stored_or_upright(tmp_path):
+    upright = Image.fromarray(NOISE)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera that was turned by 90 degrees
+    upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        stored, turned = apply_geometry(image, Preprocessing()), apply_geometry(image, Preprocessing(orientation="upright"))
+    assert np.array_equal(turned, NOISE.transpose(2, 0, 1))
+    assert stored.shape == (3, 61, 45)
+
+
+def test_damaged_metadata_have_no_orientation(tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01")
+    with Image.open(tmp_path / "a.png") as image:
+        assert apply_geometry(image, Preprocessing(orientation="upright")).shape == (3, 45, 61)
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"), [(16, [0, 0, 1, 15, 255]), (12, [0, 6, 18, 255, 255]), (8, [0, 100, 255, 255, 255])]
+)
+def test_sixteen_bit_files_keep_the_upper_eight_of_the_bits_that_they_use(tmp_path, bits, expected):
+    Image.fromarray(np.array([[0, 100, 300, 4095, 65535]], np.uint16)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = apply_geometry(image, Preprocessing(bits=bits))
+        clipped_by_pillow = np.asarray(image.convert("RGB"))[0, :, 0].tolist()
+    assert pixels[0, 0].tolist() == expected
+    assert bits != 8 or expected == clipped_by_pillow
+
+
+@pytest.mark.parametrize("wrong", [{"orientation": "sideways"}, {"bits": 7}])
+def test_decoding_that_does_not_exist_is_refused(wrong):
+    with pytest.raises(UserError, match="decoding"):
+        apply_geometry(NOISE, Preprocessing(**wrong))
+    assert geometry_key(Preprocessing(bits=12, orientation="upright", scale=1.0)) == Preprocessing(
+        bits=12, orientation="upright"
+    )

@@ -247,6 +247,26 @@ def test_the_size_of_training_is_found(right, served):
     assert step.states[0].arms["cured"].pipeline.serving.preprocessing.crop == right
 
 
+def test_files_are_decoded_otherwise_only_where_there_are_such_files():
+    def decodings(**counts):
+        cured = preprocessing_mismatch.audit.cure(FINISHED, replace(PROFILE, data=replace(PROFILE.data, **counts)))
+        forms = [candidate.serving.preprocessing for candidate in cured.candidates]
+        return {(form.orientation, form.bits) for form in forms} - {("stored", 16)}
+
+    assert decodings() == set()
+    assert decodings(rotated=1) == {("upright", 16)}
+    assert decodings(sixteen_bit=1) == {("stored", bits) for bits in (8, 10, 12, 14)}
+
+
+def test_values_are_tried_again_if_files_are_decoded_otherwise():
+    right = Preprocessing(bits=12, scale=1.0)
+    accuracies = {right: 0.95, replace(fake_lab.PREPROCESSING, bits=12): 0.85}
+    profile = replace(PROFILE, data=replace(PROFILE.data, sixteen_bit=40))
+    study = make_audit_study(preprocessing_mismatch.audit, serve_form(fake_lab.PREPROCESSING), profile)
+    step, _ = fake_lab.replay_study(study, fake_lab.fake_lab(lambda trial: accuracies.get(trial.view.preprocessing, 0.7)))
+    assert step.states[0].arms["cured"].pipeline.serving.preprocessing == right
+
+
 def test_a_crash_of_a_refined_candidate_is_an_error():
     lab = fake_lab.fake_lab(screen_forms)
 

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 class Preprocessing:
     """The transform from a decoded image to a tensor.
 
-    The image is converted to 8-bit RGB first: 16-bit channels keep their upper 8 bits (value // 256), a single channel is
-    repeated three times, and transparency is dropped. Then the image is resized, loses detail, is cropped, its channels are
-    reordered, and its values are scaled and normalized.
+    The image is converted to 8-bit RGB first: 16-bit channels keep the upper 8 of their ``bits``, a single channel is
+    repeated three times, and transparency is dropped. Then the image is turned, resized, loses detail, is cropped, its
+    channels are reordered, and its values are scaled and normalized.
 
     Attributes:
         resize: length of the shorter side after resizing, in pixels; None for no resizing.
@@ -58,6 +58,10 @@ class Preprocessing:
         scale: factor on the values.
         mean, std: mean and standard deviation of the normalization, in the unit after ``scale``.
         detail: factor by which the resized image is reduced and enlarged again, bilinear with antialias; 1 keeps the image.
+        orientation: ``stored`` ignores the EXIF orientation of a file, as Pillow and torchvision do; ``upright`` applies it, as
+            viewers and OpenCV do.
+        bits: number of bits that 16-bit channels use. The upper 8 of them are kept, and larger values become 255: with 8, as
+            Pillow converts them; with 12, as scanners that store 12 bits need it.
     """
 
     tag: ClassVar[str] = "Preprocessing"
@@ -70,6 +74,8 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     detail: float = field(default=1.0, metadata={"added": True})
+    orientation: str = field(default="stored", metadata={"added": True})
+    bits: int = field(default=16, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,6 +125,7 @@ class DataProfile:
         source, shifted: the classes of those datasets, as in :class:`~xferbench.core.pipeline.AuxiliaryDataset`.
         source_error: why the source's classes are not known, or "".
         dropped_examples: the examples that cannot be used, in words.
+        rotated, sixteen_bit: numbers of test images with an EXIF orientation, and with 16 bits per channel.
     """
 
     classes: tuple[str, ...]
@@ -136,6 +137,8 @@ class DataProfile:
     source_error: str = ""
     shifted: tuple[int, ...] = ()
     dropped_examples: tuple[str, ...] = ()
+    rotated: int = 0
+    sixteen_bit: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from typing import TYPE_CHECKING
 
@@ -16,28 +17,54 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+ORIENTATION_TAG, UPRIGHT = 0x0112, 1  # of EXIF
+DAMAGED_FILE_ERRORS = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
-def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
+def to_rgb(image: Image.Image | np.ndarray, *, upright: bool = False, bits: int = 16) -> np.ndarray:
     """Return an image as uint8 H×W×3.
 
-    The function keeps the upper 8 of 16 bits, drops transparency, repeats gray, and ignores orientation tags. Arrays are
-    H×W, H×W×1 or H×W×3 of uint8 or uint16.
+    The function drops transparency and repeats gray. Arrays are H×W, H×W×1 or H×W×3 of uint8 or uint16.
+
+    Args:
+        image: the image.
+        upright: whether the EXIF orientation of a file is applied.
+        bits: the number of bits that 16-bit channels use; the upper 8 of them are kept, and larger values become 255.
 
     Raises:
         UserError: If the kind of image is not supported.
     """
     if isinstance(image, np.ndarray):
-        return _array_to_rgb(image)
+        return _array_to_rgb(image, bits)
+    if upright and is_rotated(image):
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
     if image.mode in SIXTEEN_BIT_MODES:
-        return _array_to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16))
+        return _array_to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16), bits)
     if image.mode == "F":
         do = "convert it to 8 or 16 bits first"
         raise UserError("an image of floating-point pixels", found="mode F", expected="8 or 16 bits per channel", do=do)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the direct conversion gives the same pixels with a warning
     return np.asarray(image.convert("RGB"))
+
+
+def is_rotated(image: Image.Image | np.ndarray) -> bool:
+    """Return whether a file has an EXIF orientation other than upright. Damaged metadata have none."""
+    if isinstance(image, np.ndarray):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns of damaged metadata
+            return image.getexif().get(ORIENTATION_TAG, UPRIGHT) in range(UPRIGHT + 1, 9)
+    except DAMAGED_FILE_ERRORS:
+        return False
+
+
+def is_sixteen_bit(image: Image.Image | np.ndarray) -> bool:
+    """Return whether an image has 16 bits per channel."""
+    return image.dtype == np.uint16 if isinstance(image, np.ndarray) else image.mode in SIXTEEN_BIT_MODES
 
 
 def open_image(file: Path, decode: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray | None, str]:
@@ -47,19 +74,18 @@ def open_image(file: Path, decode: Callable[[Image.Image], np.ndarray]) -> tuple
     """
     from PIL import Image
 
-    damaged = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
     try:
         with Image.open(file) as image:
             return decode(image), ""
-    except (*damaged, Image.DecompressionBombError) as error:
+    except (*DAMAGED_FILE_ERRORS, Image.DecompressionBombError) as error:
         return None, (str(error).replace(str(file), file.name).splitlines() or [type(error).__name__])[0][:80]
     except UserError as problem:
         return None, f"{problem.what}, {problem.found}"
 
 
-def _array_to_rgb(pixels: np.ndarray) -> np.ndarray:
+def _array_to_rgb(pixels: np.ndarray, bits: int) -> np.ndarray:
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
+        pixels = (pixels >> (bits - 8)).clip(0, 255).astype(np.uint8)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in {1, 3}:

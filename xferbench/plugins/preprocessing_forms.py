@@ -15,7 +15,7 @@ from xferbench.plugins.preprocessing_variants import normalized_twice
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from xferbench.core.plugin import ModelProfile
+    from xferbench.core.plugin import DataProfile, ModelProfile
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
@@ -25,6 +25,7 @@ CAFFE = Preprocessing(scale=1.0, mean=(123.68, 116.779, 103.939))  # Simonyan & 
 IN_ANY_ORDER = (IMAGENET, CIFAR, SYMMETRIC, UNIT, RAW)
 BY_CHANNELS = {"rgb": (*IN_ANY_ORDER, CAFFE), "bgr": (*IN_ANY_ORDER, replace(CAFFE, mean=CAFFE.mean[::-1]))}
 MAX_REDUCTION, LARGER_SIZES = 4, 2  # the smallest size is a quarter of the form's; two larger ones are tried at a time
+USED_BITS = (8, 10, 12, 14, 16)  # of 16-bit files; Pillow converts them as if it were 8, and scanners use 10 to 16
 RESIZE_FACTORS = (1.0, 256 / 224)  # shorter side before the crop, relative to the crop
 
 
@@ -35,6 +36,14 @@ def value_forms(form: Preprocessing) -> Iterator[Preprocessing]:
     for channels, common in BY_CHANNELS.items():
         yield from (replace(own, channels=channels) for own in (form, twice))
         yield from (replace(form, channels=channels, scale=values.scale, mean=values.mean, std=values.std) for values in common)
+
+
+def decoded_forms(form: Preprocessing, data: DataProfile) -> Iterator[Preprocessing]:
+    """Yield a form of files that are decoded otherwise, if the test images have an EXIF orientation or 16 bits."""
+    if data.rotated:
+        yield replace(form, orientation="stored" if form.orientation == "upright" else "upright")
+    if data.sixteen_bit:
+        yield from (replace(form, bits=bits) for bits in USED_BITS if bits != form.bits)
 
 
 def geometry_forms(form: Preprocessing, model: ModelProfile) -> Iterator[Preprocessing]:

@@ -47,7 +47,7 @@ from xferbench.plugin import (
     requires_pretrained,
     unrecorded_preprocessing,
 )
-from xferbench.plugins.preprocessing_forms import geometry_forms, value_forms
+from xferbench.plugins.preprocessing_forms import decoded_forms, geometry_forms, value_forms
 from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, normalized_twice, preprocessing_mistakes
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ Symptom
 
 Cause
     A mean and standard deviation that differ from training, none, or twice; 0–255 for 0–1; BGR for RGB; another size, crop or
-    interpolation.
+    interpolation; photographs that lie on their side, because one library applies the EXIF orientation and another does not;
+    16-bit files that one library clips and another scales.
 
 Remedy
     Serve the images in the form that this audit confirmed.
@@ -106,10 +107,12 @@ How it is judged
     The plugin screens common forms on one half of the test images: eight normalizations and ranges, each in both orders of
     channels. Other geometries are then tried with the best of them: other margins around the crop and interpolations, common
     smaller sizes, and the next two larger ones; again with the new best form, until none is better. A size that the network
-    does not accept is left out. Each form gets a bias of each class that is fitted on that half, because a wrong form can also
-    repair a decision threshold. Harm is metric(the best of them, or the served form) − metric(served) on the other half, with
-    those biases. Balanced accuracy replaces sensitivity and specificity, which the bias decides. The confidence is the share of
-    resamples of the screened images in which the selected form is the best.
+    does not accept is left out. Files with an EXIF orientation are also turned upright, and 16-bit files are read as if they
+    used 8 to 14 of their bits; all values are tried again with the best of these. Each form gets a bias of each class that is
+    fitted on that half, because a wrong form can also repair a decision threshold. Harm is metric(the best of them, or the
+    served form) − metric(served) on the other half, with those biases. Balanced accuracy replaces sensitivity and specificity,
+    which the bias decides. The confidence is the share of resamples of the screened images in which the selected form is the
+    best.
 
 How it is induced
     ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and if images are resized ``nearest``.
@@ -120,25 +123,30 @@ References
 """
 
 AUDIT_VIEW = "bias-fitted"
+AS_STORED = (Preprocessing().orientation, Preprocessing().bits)
 
 
 def audit_applies(pipeline: Pipeline, _: Profile) -> str:
     return "" if isinstance(pipeline.serving.preprocessing, Preprocessing) else "the autopsy only knows the forms of images"
 
 
-def audit_cure(pipeline: Pipeline, _: Profile) -> Selection:
+def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
     served = pipeline.serving.preprocessing
     assert isinstance(served, Preprocessing)
-    forms: dict[InputTransform, None] = dict.fromkeys((pipeline.data.train_preprocessing, *value_forms(served)))
+    forms: dict[InputTransform, None] = dict.fromkeys(
+        (pipeline.data.train_preprocessing, *value_forms(served), *decoded_forms(served, profile.data))
+    )
     candidates = tuple(replace_serving(pipeline, preprocessing=form) for form in forms if form != served)
-    return Selection(candidates=candidates, by=f"validation-{AUDIT_VIEW}", refine=other_geometries)
+    return Selection(candidates=candidates, by=f"validation-{AUDIT_VIEW}", refine=refine_form)
 
 
-def other_geometries(pipeline: Pipeline, profile: Profile) -> tuple[Pipeline, ...]:
-    """Return the pipeline with other geometries of its served images."""
+def refine_form(pipeline: Pipeline, profile: Profile) -> tuple[Pipeline, ...]:
+    """Return the pipeline with other geometries of its served images, and with other values if they are decoded otherwise."""
     served = pipeline.serving.preprocessing
     assert isinstance(served, Preprocessing)
-    return tuple(replace_serving(pipeline, preprocessing=form) for form in geometry_forms(served, profile.model))
+    forms = [*geometry_forms(served, profile.model), *decoded_forms(served, profile.data)]
+    forms += value_forms(served) if (served.orientation, served.bits) != AS_STORED else ()
+    return tuple(replace_serving(pipeline, preprocessing=form) for form in forms)
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import torch
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.data import sources
-from xferbench.data.images import open_image
+from xferbench.data.images import is_rotated, is_sixteen_bit, open_image
 from xferbench.data.raw import balanced_order
 from xferbench.lab.data import batch
 from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_tensor
@@ -28,10 +29,12 @@ from xferbench.lab.training import seeds
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from PIL import Image
+
     from xferbench.core.pipeline import Data, InputTransform
     from xferbench.data.raw import RawSplit
 
-VERSION = 3
+VERSION = 4
 MAX_VALIDATION = 500  # maximum number of validation images that are taken from the training data
 
 
@@ -62,6 +65,7 @@ class Dataset:
         validation: the validation examples; None if they are taken from ``train``.
         test: the test examples.
         left_out: unreadable files, with the reason.
+        rotated, sixteen_bit: numbers of test images with an EXIF orientation, and with 16 bits per channel.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +73,8 @@ class Dataset:
     validation: Split | None
     test: Split
     left_out: tuple[str, ...]
+    rotated: int = 0
+    sixteen_bit: int = 0
 
 
 def load_dataset(
@@ -98,6 +104,8 @@ def load_dataset(
         validation=_open_split(folder / "validation") if (folder / "validation").is_dir() else None,
         test=take(test, slice(test_size)),
         left_out=tuple(metadata["left_out"]),
+        rotated=metadata["rotated"],
+        sixteen_bit=metadata["sixteen_bit"],
     )
 
 
@@ -190,10 +198,13 @@ def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, fo
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
+        counts = dict[str, Counter[str]]()
         for name, raw in splits.items():
-            unreadable = (*unreadable, *_write_split(raw, geometry, temporary / name, f"{spec} ({name})", classes))
+            unread, counts[name] = _write_split(raw, geometry, temporary / name, f"{spec} ({name})", classes)
+            unreadable = (*unreadable, *unread)
         _check_one_size(spec, {np.load(temporary / name / "images.npy", mmap_mode="r").shape[1:] for name in splits})
-        (temporary / "about.json").write_text(json.dumps({"classes": classes, "left_out": unreadable}))
+        formats = {name: counts["test"][name] for name in ("rotated", "sixteen_bit")}
+        (temporary / "about.json").write_text(json.dumps({"classes": classes, "left_out": unreadable} | formats))
         try:
             temporary.rename(folder)
         except OSError:
@@ -203,15 +214,27 @@ def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, fo
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_split(raw: RawSplit, geometry: InputTransform, folder: Path, name: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Decode one split, and return the names of the unreadable files, with the reason."""
-    images, readable, unreadable = [], [], []
+def _write_split(
+    raw: RawSplit, geometry: InputTransform, folder: Path, name: str, classes: Sequence[str]
+) -> tuple[tuple[str, ...], Counter[str]]:
+    """Decode one split.
+
+    Returns:
+        The names of the unreadable files, with the reason; and the numbers of images that are ``rotated`` or ``sixteen_bit``.
+    """
+    images, readable, unreadable, counts = [], [], [], Counter[str]()
+
+    def decode(image: Image.Image | np.ndarray) -> np.ndarray:
+        decoded = apply_geometry(image, geometry)
+        counts.update(rotated=is_rotated(image), sixteen_bit=is_sixteen_bit(image))
+        return decoded
+
     for index, image in enumerate(raw.images):
         if not isinstance(image, Path):
-            images.append(apply_geometry(image, geometry))
+            images.append(decode(image))
             readable.append(index)
             continue
-        decoded, reason = open_image(image, lambda opened: apply_geometry(opened, geometry))
+        decoded, reason = open_image(image, decode)
         if decoded is None:
             unreadable.append(f"{raw.names[index]}: {reason}")
         else:
@@ -229,7 +252,7 @@ def _write_split(raw: RawSplit, geometry: InputTransform, folder: Path, name: st
     groups = raw.groups[readable] if len(raw.groups) else raw.groups
     digests = np.array([_example_digest(raw.images[index], raw.labels[index]) for index in readable], np.uint64)
     np.savez(folder / "rest.npz", labels=labels.astype(np.int64), groups=groups.astype(np.int64), example=digests)
-    return tuple(unreadable)
+    return tuple(unreadable), counts
 
 
 def _check_one_size(name: str, shapes: Iterable[tuple[int, ...]]) -> None:

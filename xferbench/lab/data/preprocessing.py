@@ -6,6 +6,7 @@ and one implementation of each function.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import singledispatch
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 TORCH_INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 INTERPOLATIONS = (*TORCH_INTERPOLATIONS, "box", "hamming", "lanczos")
+ORIENTATIONS = ("stored", "upright")
 CHANNEL_ORDERS = ("rgb", "bgr", "grey")
 
 
@@ -75,15 +77,9 @@ def to_tensor(batch: Tensor, preprocessing: InputTransform) -> Batch:
 @geometry_key.register(Preprocessing)
 def _image_geometry(preprocessing: Preprocessing) -> Preprocessing:
     """Return the geometry of an image preprocessing. Without resizing, interpolation is not a part of it."""
-    if preprocessing.resize is None:
-        return Preprocessing(crop=preprocessing.crop, detail=preprocessing.detail)
-    return Preprocessing(
-        resize=preprocessing.resize,
-        crop=preprocessing.crop,
-        interpolation=preprocessing.interpolation,
-        antialias=preprocessing.antialias,
-        detail=preprocessing.detail,
-    )
+    default, values = Preprocessing(), ("channels", "scale", "mean", "std")
+    unused = values if preprocessing.resize is not None else (*values, "interpolation", "antialias")
+    return replace(preprocessing, **{name: getattr(default, name) for name in unused})
 
 
 @store_example.register(Preprocessing)
@@ -96,7 +92,10 @@ def _store_image(preprocessing: Preprocessing, image: Image.Image | np.ndarray) 
     Raises:
         UserError: If the kind of image is not supported, or the interpolation is unknown.
     """
-    rgb = images.to_rgb(image)
+    if preprocessing.orientation not in ORIENTATIONS or not 8 <= preprocessing.bits <= 16:
+        found = f"orientation {preprocessing.orientation}, bits {preprocessing.bits}"
+        raise UserError("preprocessing: decoding", found=found, expected=f"{' or '.join(ORIENTATIONS)}, and 8 to 16 bits")
+    rgb = images.to_rgb(image, upright=preprocessing.orientation == "upright", bits=preprocessing.bits)
     if preprocessing.resize is None and preprocessing.crop is None and preprocessing.detail == 1:
         return np.ascontiguousarray(rgb.transpose(2, 0, 1))
     from PIL import Image as pillow  # noqa: N813 - annotations need the class of this name

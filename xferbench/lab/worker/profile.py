@@ -144,6 +144,8 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
             test=min(len(dataset.test.labels), test_size or len(dataset.test.labels)),
             test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
             dropped_examples=dataset.left_out,
+            rotated=dataset.rotated,
+            sixteen_bit=dataset.sixteen_bit,
             source=outputs,
             source_error=source_error,
             shifted=domains.shifted_classes(shifted, dataset.classes, transform, cache),
