@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from xferbench.cli import audit_suite, main
 from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import TRAIN_MODE
+from xferbench.core.pipeline import Preprocessing
 from xferbench.core.sections import flat_values
 from xferbench.data import inputs
 from xferbench.lab.models import checkpoint_reader, checkpoints, small_resnets
+from xferbench.runner import profile, store
+from xferbench.testing import fake_lab
 
 BEFORE = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
 
@@ -165,6 +169,28 @@ def test_keys_of_training_are_refused_with_a_checkpoint(after):
         with pytest.raises(UserError, match="a key of training in a suite"):
             loader.parse_suite(table | {key: value}, after)
     assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serving.mode == TRAIN_MODE
+
+
+def test_the_preprocessing_of_training_alone_does_not_change_how_a_finished_network_is_served(after, tmp_path):
+    def profile_with(**recipe):
+        table = {
+            "schema": 1,
+            "name": "a",
+            "plugins": ["all"],
+            "backbone": {"arch": "tiny-resnet"},
+            "target": {"data": "digits"},
+            "checkpoint": {"after": str(after)},
+            "recipe": recipe,
+        }
+        suite, result = loader.parse_suite(table, after), SimpleNamespace(result=lambda: fake_lab.PROFILE)
+        with store.open_store(tmp_path / "s.sqlite") as database:
+            return profile.profile_pipeline(suite, database, tmp_path, lambda: lambda *_: result)[0]
+
+    trained, served, recorded = Preprocessing(mean=(0.1,)), Preprocessing(mean=(0.2,)), fake_lab.PREPROCESSING
+    pipeline = profile_with(train_preprocessing={"mean": [0.1]})
+    assert (pipeline.data.train_preprocessing, pipeline.serving.preprocessing) == (trained, recorded)
+    pipeline = profile_with(train_preprocessing={"mean": [0.1]}, serve_preprocessing={"mean": [0.2]})
+    assert (pipeline.data.train_preprocessing, pipeline.serving.preprocessing) == (trained, served)
 
 
 def test_a_head_with_too_many_outputs_fails_and_the_other_checks_run(tmp_path):

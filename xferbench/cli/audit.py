@@ -19,7 +19,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser = options.add_command(subparsers, "audit", "test a finished checkpoint without training", run_command)
     parser.add_argument("suite", nargs="?", help="a suite file with [checkpoint]; or use the options below instead")
     _add_inputs(parser)
-    for prefix, title in (("", "training"), ("serve-", "serving, if it differs")):
+    for prefix, title in (("", "training, and of serving"), ("serve-", "serving, if it differs")):
         _add_preprocessing(parser, prefix, title)
     _add_rules(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the report (default: reports/NAME)")

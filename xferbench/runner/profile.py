@@ -63,21 +63,22 @@ def profile_pipeline(
     _check_profile(suite, profile)
     recorded: InputTransform = profile.preprocessing
     source, shifted, checkpoint = request.source, request.shifted, request.checkpoint
+    trained = suite.data.train_preprocessing or recorded
     pipeline = Pipeline(
         backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code),
         data=PipelineData(
             target=request.target,
             train_size=request.train_size,
             test_size=min(request.test_size, profile.data.test) if checkpoint and request.test_size else request.test_size,
-            train_preprocessing=suite.data.train_preprocessing or recorded,
+            train_preprocessing=trained,
             source=AuxiliaryDataset(data=source, classes=profile.data.source, preprocessing=recorded) if source else None,
             shifted=AuxiliaryDataset(data=shifted, classes=profile.data.shifted) if shifted else None,
             manifest=inputs.digest_manifest(suite, digester),
             interventions=suite.data.interventions,
         ),
         recipe=_recipe(suite, profile),
-        serving=Serving(
-            preprocessing=suite.serving.preprocessing or suite.data.train_preprocessing or recorded, mode=suite.serving.mode
+        serving=Serving(  # what is said of the training of a finished network does not change how it is served
+            preprocessing=suite.serving.preprocessing or (recorded if checkpoint else trained), mode=suite.serving.mode
         ),
         training=request.training,
         checkpoint=checkpoint,
