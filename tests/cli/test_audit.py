@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -218,3 +219,57 @@ def test_a_head_with_too_few_outputs_fails_and_no_score_is_computed(tmp_path):
     assert findings["audit/head-size"]["verdict"] == "FAIL"
     assert findings["audit/class-order"]["verdict"] == "SKIPPED"
     assert "4 outputs and the data 10 classes" in findings["audit/class-order"]["reason"]
+
+
+def train_with_one_logit(path, images, labels):
+    """Train a small network with a sigmoid in plain torch, and return its logits in evaluation mode."""
+    torch.manual_seed(0)
+    network = small_resnets.tiny_resnet(1)
+    checkpoints.load_backbone(network, checkpoint_reader.read_checkpoint(BEFORE), "linear")
+    x, y = torch.from_numpy(images).permute(0, 3, 1, 2) / 255 / 0.25 - 2, torch.from_numpy(labels).float()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(network(x)[:, 0], y).backward()
+        optimizer.step()
+    torch.save(network.state_dict(), path)
+    with torch.no_grad():
+        return network.eval()(x)[:, 0].numpy()
+
+
+@pytest.mark.parametrize("is_swapped", [False, True], ids=["as trained", "classes exchanged"])
+def test_one_logit_for_two_classes_is_a_sigmoid(is_swapped, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(160) % 2
+    images = rng.integers(0, 200, (160, 32, 32, 3)).astype(np.uint8)
+    images[labels == 1, :, :, 0] += 50
+    logits = train_with_one_logit(tmp_path / "one.pth", images, labels)
+    data, out = tmp_path / "d.npz", tmp_path / "out"
+    np.savez(data, test_images=images, test_labels=1 - labels if is_swapped else labels)
+    options = [
+        "--arch",
+        "tiny-resnet",
+        "--after",
+        tmp_path / "one.pth",
+        "--data",
+        f"npz:{data}",
+        "-j",
+        1,
+        "--mean",
+        0.5,
+        "--std",
+        0.25,
+    ]
+    main.main(
+        [*map(str, ["audit", *options, "--checks", "head-size,class-order,calibration", "-o", out, "--store", tmp_path / "s"])]
+    )
+    results = json.loads((out / "results.json").read_text())
+    findings = {finding["id"]: finding for finding in results["findings"]}
+    assert findings["audit/head-size"]["verdict"] == "PASS"
+    order = findings["audit/class-order/rotated"]
+    assert order["verdict"] == ("FAIL" if is_swapped else "PASS")
+    right = ((logits > 0) == labels).mean()
+    assert right > 0.95
+    assert order["accuracy"]["subject"] == pytest.approx(1 - right if is_swapped else right, abs=0.03)
+    assert findings["audit/calibration/overconfident"]["verdict"] != "SKIPPED"
+    assert any("logit of 1, for a sigmoid" in note for note in results["notes"])

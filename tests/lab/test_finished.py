@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from xferbench.data import inputs
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation.edits import initial_statistics
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, finished, small_resnets
+from xferbench.lab.training.network import Architecture
 from xferbench.lab.worker import run_trials
 
 RAW = Preprocessing()
@@ -222,3 +225,16 @@ def test_a_checkpoint_has_a_key_of_its_own(after):
     spec = make_spec(after)
     specs = (spec, replace_flat(spec, before=None), replace_flat(spec, head=RANDOM_HEAD))
     assert len({make_trial(spec).key for spec in specs}) == 3
+
+
+def test_a_head_with_one_output_becomes_one_with_two_whose_softmax_is_the_sigmoid():
+    torch.manual_seed(0)
+    state = small_resnets.tiny_resnet(1).eval().state_dict()
+    one, two = small_resnets.tiny_resnet(1).eval(), small_resnets.tiny_resnet(2).eval()
+    one.load_state_dict(state)
+    layout = backbones.layer_layout(two, 32)
+    network = Architecture(module=two, layout=layout, device=torch.device("cpu"), cache=Path())
+    two.load_state_dict(finished.checkpoint_tensors(network, state))
+    images = torch.rand(5, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(two(images).softmax(1)[:, 1:], one(images).sigmoid(), atol=1e-6)

@@ -275,11 +275,13 @@ class Checkpoint:
     Attributes:
         after: the checkpoint, which includes a head.
         before: the checkpoint that the training started from, or None if it is not known.
+        sigmoid: whether the head has one output, the logit of the second of two classes.
     """
 
     tag: ClassVar[str] = "Finished"
     after: WeightsFile
     before: WeightsFile | None = None
+    sigmoid: bool = field(default=False, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,6 +185,11 @@ class Profile:
     trust: tuple[str, ...] = ()
 
     @property
+    def has_sigmoid(self) -> bool:
+        """Whether a finished network has one output for two classes: the logit of the second class, for a sigmoid."""
+        return self.model.outputs == 1 and len(self.data.classes) == 2
+
+    @property
     def has_batchnorm(self) -> bool:
         """Whether the backbone has at least one BatchNorm layer."""
         return bool(self.model.batchnorm)

@@ -46,6 +46,7 @@ class InitialNetwork:
         code: the user's code that builds the architecture, or None.
         before: the checkpoint that a finished network was trained from, or None.
         transferred: the part of ``start`` that is used, as in :class:`~xferbench.core.pipeline.Recipe`.
+        sigmoid: as in :class:`~xferbench.core.pipeline.Checkpoint`.
     """
 
     arch: str
@@ -55,6 +56,7 @@ class InitialNetwork:
     code: UserCode | None = field(default=None, metadata={"added": True})
     before: WeightsFile | None = field(default=None, metadata={"added": True})
     transferred: LayerTransfer = field(default=TRANSFER_ALL, metadata={"added": True})
+    sigmoid: bool = field(default=False, metadata={"added": True})
 
     def __post_init__(self) -> None:
         require_interventions(self)

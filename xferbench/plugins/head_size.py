@@ -11,7 +11,7 @@ Remedy
     Give the head one output for each class, and store the names of the classes with the checkpoint.
 
 How it is judged
-    An exact invariant: outputs = classes.
+    An exact invariant: outputs = classes. One output for two classes is a sigmoid, and counts as two.
 
 References
     torchvision issue 714: classes are what the folders say.

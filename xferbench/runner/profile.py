@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PROFILED_DEVICES = ("cpu", "cuda", "mps")
 MIN_AUDIT_IMAGES = 8  # minimum number of test images of an audit
-PROFILE_VERSION = 8  # raise when a profile has new fields
+PROFILE_VERSION = 9  # raise when a profile has new fields
 
 
 def profile_pipeline(
@@ -62,7 +62,8 @@ def profile_pipeline(
             store.put_profile(db, key, profile)
     _check_profile(suite, profile)
     recorded: InputTransform = profile.preprocessing
-    source, shifted, checkpoint = request.source, request.shifted, request.checkpoint
+    source, shifted = request.source, request.shifted
+    checkpoint = replace(request.checkpoint, sigmoid=profile.has_sigmoid) if request.checkpoint else None
     trained = suite.data.train_preprocessing or recorded
     pipeline = Pipeline(
         backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code),

@@ -57,7 +57,9 @@ def _lacks_scratch(study: Study, subject: Pipeline) -> bool:
 def why_not_scorable(plugin: Plugin, study: Study, subject: Pipeline) -> Reason | None:
     """Return why a finished network cannot be scored on the labels, or None if it can or if the plugin scores nothing."""
     outputs, classes = study.profile.model.outputs, len(study.profile.data.classes)
-    if subject.checkpoint is None or outputs >= classes or all(contrast.kind == "exact" for contrast in plugin.contrasts):
+    if subject.checkpoint is None or subject.checkpoint.sigmoid or outputs >= classes:
+        return None
+    if all(contrast.kind == "exact" for contrast in plugin.contrasts):
         return None
     return because(Code.HEAD_TOO_SMALL, outputs=outputs, classes=classes)
 

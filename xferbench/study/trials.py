@@ -152,6 +152,7 @@ def _checkpoint_spec(pipeline: Pipeline, checkpoint: Checkpoint) -> TrainingSpec
             head=OWN_HEAD,
             code=pipeline.backbone.code,
             before=checkpoint.before,
+            sigmoid=checkpoint.sigmoid,
         ),
         data=TrainingData(
             dataset=pipeline.data.target,

@@ -55,7 +55,8 @@ def head_sizes(
     if not checkpoint.before:
         return outputs, False
     _check_distinct(before, after)
-    _check_order(checkpoints.head_tensors(module, before, head).get(f"{head}.weight"), outputs, classes)
+    if (outputs, classes) != (1, 2):  # one output is a head for two classes
+        _check_order(checkpoints.head_tensors(module, before, head).get(f"{head}.weight"), outputs, classes)
     shared_parameters = [
         name for name in below_head["after"] if name in below_head["before"] and not name.endswith(BATCH_COUNTER)
     ]
@@ -102,7 +103,8 @@ def head_outputs(module: nn.Module, head: str, state: Mapping[str, Tensor]) -> i
 def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor]) -> Tensors:
     """Return the tensors of a checkpoint under the names of a network, on the CPU.
 
-    Head tensors are left out if their shape differs from the network.
+    Head tensors are left out if their shape differs from the network. A head with one output of a network with two becomes one
+    with two, whose first output is 0: the softmax of both is the sigmoid of the one.
 
     Raises:
         UserError: if the checkpoint does not match the network below its head.
@@ -110,9 +112,10 @@ def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor]) -> Te
     module, head = network.module, network.layout.head
     body, _ = checkpoints.match_tensors(module, state, head)
     defaults = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    outputs = network.layout.classes
     head_tensors = {
         name: tensor
-        for name, tensor in checkpoints.head_tensors(module, state, head).items()
+        for name, tensor in _with_zero_output(checkpoints.head_tensors(module, state, head), outputs).items()
         if name in defaults and tensor.shape == defaults[name].shape
     }
     file_tensors = body | head_tensors
@@ -122,6 +125,13 @@ def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor]) -> Te
         for name, default in defaults.items()
         if name in head_tensors or not backbones.is_within(name, [head])
     }
+
+
+def _with_zero_output(head_tensors: Mapping[str, Tensor], outputs: int) -> Mapping[str, Tensor]:
+    """Return the tensors of a head, after an output of 0 if they have one output and the network has two."""
+    if outputs != 2 or any(tensor.ndim < 1 or len(tensor) != 1 for tensor in head_tensors.values()):
+        return head_tensors
+    return {name: torch.cat([torch.zeros_like(tensor), tensor]) for name, tensor in head_tensors.items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:

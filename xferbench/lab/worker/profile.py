@@ -125,7 +125,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     head = checkpoints.head_tensors(module, state, layout.head)
     outputs, source_error = domains.source_outputs(source, outputs_by_class, transform, arch, head, cache)
     order_note = "" if outputs_by_class else _order_note(outputs)
-    return Profile(
+    result = Profile(
         model=ModelProfile(
             parameters=layout.parameters,
             groups=tuple(group.name for group in layout.groups),
@@ -155,6 +155,8 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
         recorded=not trust,
         trust=tuple(note for note in (trust, reading_note, name_note, order_note) if note),
     )
+    sigmoid_note = f"head: its one output is the logit of {dataset.classes[-1]}, for a sigmoid"
+    return replace(result, trust=(*result.trust, sigmoid_note)) if result.has_sigmoid else result
 
 
 def _build_network(

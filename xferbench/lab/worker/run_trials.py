@@ -135,6 +135,7 @@ def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Data
     network = _network(initial_network.arch, initial_network.code, classes, shape, device, cache, head, adapters)
     if initial_network.head == OWN_HEAD:
         outputs = finished.head_outputs(network.module, network.layout.head, start_checkpoint(spec))
+        outputs = classes if initial_network.sigmoid else outputs
         if outputs != classes:
             network = _network(initial_network.arch, initial_network.code, outputs, shape, device, cache, head, adapters)
     return dataset, network
