@@ -13,7 +13,7 @@ from torch import nn
 
 from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing, WeightsFile
+from xferbench.core.pipeline import Checkpoint, Preprocessing, WeightsFile
 from xferbench.core.plugin import ProfileRequest
 from xferbench.data import inputs
 from xferbench.lab.models import backbones, checkpoints
@@ -107,6 +107,17 @@ def test_the_preprocessing_is_stated_recorded_or_assumed(tmp_path):
     assert "recorded nowhere" in unrecorded.trust[0]
 
 
+def test_a_statement_without_a_record_is_taken_on_trust(tmp_path):
+    target, bare = make_npz(tmp_path / "d.npz"), make_weights(tmp_path / "bare.safetensors")
+    recorded = Preprocessing(mean=(0.5,), std=(0.25,))
+    assert make_profile(target, tmp_path / "cache", preprocessing=recorded).recorded
+    stated = make_profile(target, tmp_path / "cache", preprocessing=recorded, weights=bare)
+    assert not stated.recorded
+    assert stated.trust == ("preprocessing: stated under [backbone], and not recorded with these weights",)
+    audited = make_profile(target, tmp_path / "cache", preprocessing=recorded, weights=bare, checkpoint=Checkpoint(after=bare))
+    assert audited.trust == (), "an audit tests what is stated"
+
+
 def test_an_assumed_preprocessing_has_a_note(tmp_path):
     cifar = make_weights(tmp_path / "c.safetensors", "cifar-resnet20", classes=10)
     preprocessing, trust = profile.checkpoint_preprocessing("cifar-resnet20", cifar)
@@ -179,10 +190,19 @@ def test_a_preprocessing_without_known_mean_and_std_raises(tmp_path):
     assert make_profile(target, tmp_path / "cache", preprocessing=stated, weights=bare).preprocessing == stated
 
 
-@pytest.mark.parametrize("stated", [{"mean": (0.485, 0.456, 0.406)}, {"std": (0.5,)}, {"mean": (0.0,), "std": (1.0,)}])
+@pytest.mark.parametrize(
+    "stated",
+    [{"mean": (0.485, 0.456, 0.406)}, {"std": (0.5,)}, {"mean": (0.0,), "std": (1.0,)}, {"scale": 1.0}, {"channels": "bgr"}],
+)
 def test_a_statement_against_the_record_of_the_weights_raises(tmp_path, stated):
     recorded = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     with pytest.raises(UserError, match="it contradicts the record") as raised:
         make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", preprocessing=Preprocessing(**{**recorded, **stated}))
     assert "0.25" in raised.value.expected
+    assert raised.value.found != raised.value.expected
     assert "train_preprocessing" in raised.value.do
+
+
+def test_a_statement_in_another_range_does_not_contradict_the_record(tmp_path):
+    pixels = Preprocessing(scale=1.0, mean=(127.5,), std=(63.75,))
+    assert make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", preprocessing=pixels).recorded

@@ -172,7 +172,7 @@ class Profile:
         user_code: properties of the user's code.
         timing: times for estimates.
         preprocessing: the preprocessing of the pipeline's backbone.
-        recorded: whether the preprocessing is recorded with the weights.
+        recorded: whether the preprocessing is recorded with the weights. A statement of the suite is no record.
         trust: the settings that are not recorded and are taken on trust.
     """
 

@@ -42,7 +42,7 @@ def requires_several_steps(pipeline: Pipeline, profile: Profile, purpose: str) -
 
 def unrecorded_preprocessing(_pipeline: Pipeline, profile: Profile) -> str:
     """Return what a plugin takes on trust (``Plugin.trust``) if no preprocessing is recorded with the weights."""
-    return "" if profile.recorded else "no preprocessing is recorded with these weights; state it under [backbone]"
+    return "" if profile.recorded else "no preprocessing is recorded with these weights, so nothing confirms that of [backbone]"
 
 
 def leave_unchanged(pipeline: Pipeline, _profile: Profile) -> Pipeline:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PROFILED_DEVICES = ("cpu", "cuda", "mps")
 MIN_AUDIT_IMAGES = 8  # minimum number of test images of an audit
-PROFILE_VERSION = 9  # raise when a profile has new fields
+PROFILE_VERSION = 10  # raise when a profile has new fields
 
 
 def profile_pipeline(

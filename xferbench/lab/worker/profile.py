@@ -110,10 +110,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     _require_normalization(arch, weights, request.preprocessing)
     if checkpoint is None:  # a finished network may have been trained with other values than those it started from
         _refuse_contradiction(arch, weights, request.preprocessing)
-    transform, trust = request.preprocessing, ""
-    if transform is None:
-        recorded, trust = checkpoint_preprocessing(arch, weights)
-        transform = recorded or Preprocessing()
+    transform, trust = _preprocessing(request)
     test_size = request.test_size
     dataset = datasets.load_dataset(request.target, transform, None if checkpoint else test_size, cache)
     train, validation = _subset(dataset, request)
@@ -157,6 +154,19 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     )
     sigmoid_note = f"head: its one output is the logit of {dataset.classes[-1]}, for a sigmoid"
     return replace(result, trust=(*result.trust, sigmoid_note)) if result.has_sigmoid else result
+
+
+def _preprocessing(request: ProfileRequest) -> tuple[InputTransform, str]:
+    """Return the preprocessing of the backbone, and a note if nothing confirms it.
+
+    A statement needs no note if the weights have a record, which it does not contradict, or if an audit tests it.
+    """
+    recorded, note = checkpoint_preprocessing(request.arch, request.weights)
+    stated = request.preprocessing
+    if stated is None:
+        return recorded or Preprocessing(), note
+    is_confirmed = request.checkpoint is not None or (isinstance(stated, Preprocessing) and recorded is not None and not note)
+    return stated, "" if is_confirmed else "preprocessing: stated under [backbone], and not recorded with these weights"
 
 
 def _build_network(
@@ -265,7 +275,7 @@ def _require_normalization(arch: str, weights: WeightsFile, stated: InputTransfo
 
 
 def _refuse_contradiction(arch: str, weights: WeightsFile, stated: InputTransform | None) -> None:
-    """Refuse a stated mean and standard deviation that differ from those recorded for these very weights.
+    """Refuse stated values or channels of pixels that differ from those recorded for these very weights.
 
     The cured arm uses the statement, so a wrong one would pass as the right preprocessing.
     """
@@ -273,18 +283,26 @@ def _refuse_contradiction(arch: str, weights: WeightsFile, stated: InputTransfor
     if note or recorded is None or not isinstance(stated, Preprocessing):
         return
     pairs = zip(_normalization(stated), _normalization(recorded), strict=True)
-    if any(abs(value - expected) > NORMALIZATION_TOLERANCE for value, expected in pairs):
+    has_other_values = any(abs(value - expected) > NORMALIZATION_TOLERANCE for value, expected in pairs)
+    if has_other_values or {stated.channels, recorded.channels} == {"rgb", "bgr"}:
         raise UserError(
             "[backbone] preprocessing: it contradicts the record of these weights",
-            found=f"mean = {list(stated.mean)}, std = {list(stated.std)}",
-            expected=f"mean = {list(recorded.mean)}, std = {list(recorded.std)}",
+            found=_describe_values(stated),
+            expected=_describe_values(recorded),
             do="leave out preprocessing; if your training uses other values, state them as [recipe] train_preprocessing",
         )
 
 
 def _normalization(transform: Preprocessing) -> tuple[float, ...]:
-    """Return the mean and standard deviation of each of three channels; one value stands for all of them."""
-    return tuple(value for values in (transform.mean, transform.std) for value in (values * 3)[:3])
+    """Return mean and standard deviation of three channels, for pixels from 0 to 1; one value stands for all channels."""
+    white = 255 * transform.scale
+    return tuple(value / white for values in (transform.mean, transform.std) for value in (values * 3)[:3])
+
+
+def _describe_values(transform: Preprocessing) -> str:
+    scale = "" if transform.scale == Preprocessing().scale else f", scale = {transform.scale:g}"
+    channels = "" if transform.channels == Preprocessing().channels else f', channels = "{transform.channels}"'
+    return f"mean = {list(transform.mean)}, std = {list(transform.std)}{scale}{channels}"
 
 
 def _name_user_code(code: UserCode | None) -> AbstractContextManager[None]:
