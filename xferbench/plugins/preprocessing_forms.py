@@ -23,6 +23,7 @@ SYMMETRIC = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 UNIT, RAW = Preprocessing(), Preprocessing(scale=1.0)
 CAFFE = Preprocessing(scale=1.0, mean=(123.68, 116.779, 103.939))  # Simonyan & Zisserman 2014, VGG
 IN_ANY_ORDER = (IMAGENET, CIFAR, SYMMETRIC, UNIT, RAW)
+PUBLISHED = (IMAGENET, SYMMETRIC, UNIT)  # the values that most published weights were trained with
 BY_CHANNELS = {"rgb": (*IN_ANY_ORDER, CAFFE), "bgr": (*IN_ANY_ORDER, replace(CAFFE, mean=CAFFE.mean[::-1]))}
 MAX_REDUCTION, LARGER_SIZES = 4, 2  # the smallest size is a quarter of the form's; two larger ones are tried at a time
 USED_BITS = (8, 10, 12, 14, 16)  # of 16-bit files; Pillow converts them as if it were 8, and scanners use 10 to 16
@@ -35,7 +36,12 @@ def value_forms(form: Preprocessing) -> Iterator[Preprocessing]:
     assert isinstance(twice, Preprocessing)
     for channels, common in BY_CHANNELS.items():
         yield from (replace(own, channels=channels) for own in (form, twice))
-        yield from (replace(form, channels=channels, scale=values.scale, mean=values.mean, std=values.std) for values in common)
+        yield from (replace(with_values(form, values), channels=channels) for values in common)
+
+
+def with_values(form: Preprocessing, values: Preprocessing) -> Preprocessing:
+    """Return a form with the range, mean and standard deviation of another one."""
+    return replace(form, scale=values.scale, mean=values.mean, std=values.std)
 
 
 def decoded_forms(form: Preprocessing, data: DataProfile) -> Iterator[Preprocessing]:
