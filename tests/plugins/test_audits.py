@@ -21,7 +21,7 @@ from xferbench.plugins import (
 )
 from xferbench.plugins.preprocessing_variants import normalized_twice
 from xferbench.runner import discovery
-from xferbench.study import trials
+from xferbench.study import selection, trials
 from xferbench.study.affordable import afford
 from xferbench.study.arms import plugin_arms
 from xferbench.study.study import Study
@@ -265,6 +265,15 @@ def test_values_are_tried_again_if_files_are_decoded_otherwise():
     study = make_audit_study(preprocessing_mismatch.audit, serve_form(fake_lab.PREPROCESSING), profile)
     step, _ = fake_lab.replay_study(study, fake_lab.fake_lab(lambda trial: accuracies.get(trial.view.preprocessing, 0.7)))
     assert step.states[0].arms["cured"].pipeline.serving.preprocessing == right
+
+
+def test_a_forecast_takes_the_first_candidate_to_be_refined():
+    study = make_audit_study(preprocessing_mismatch.audit, serve_form(SERVED), make_sized(64))
+    arm = plugin_arms(preprocessing_mismatch.audit, study, study.subject)["cured"]
+    *_, last = selection.search_rounds(arm, study, {}, assume=True)
+    assert len(arm.candidates) < len(last.candidates) < 30
+    assert replace(SERVED, resize=80, crop=64) in [candidate.serving.preprocessing for candidate in last.candidates]
+    assert len(list(selection.search_rounds(arm, study, {}))) == 1, "without records there is nothing to refine"
 
 
 def test_a_crash_of_a_refined_candidate_is_an_error():
