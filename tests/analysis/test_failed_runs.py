@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from factory import make_record
+from factory import make_binary_predictions, make_record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,12 +37,27 @@ def find_failed(accuracies, diverged=()):
         ([0.8, 0.9, 0.7], (2,), [2]),
         ([0.1, 0.1, 0.7], (), []),
         ([0.1, 0.1, 0.7], (0, 1), [0, 1]),
-        ([0.1, 0.8], (), []),
     ],
-    ids=["none", "learned nothing", "diverged", "the median run learned nothing", "most diverged", "half learned nothing"],
+    ids=["none", "learned nothing", "diverged", "the median run learned nothing", "most diverged"],
 )
 def test_a_run_failed_if_it_diverged_or_alone_learned_nothing(accuracies, diverged, failed):
     assert np.flatnonzero(find_failed(accuracies, diverged)).tolist() == failed
+
+
+@pytest.mark.parametrize(("correct", "failed"), [((64, 66, 67), []), ((61, 66, 67), [0]), ((61, 61, 63), [])])
+def test_a_run_that_learned_little_failed_only_if_the_others_learned_twice_as_much(correct, failed):
+    """The most frequent of two classes has 60 of 100 images, and a run learned something from five more on."""
+    predictions = replace(make_binary_predictions(np.ones(100)), label=(np.arange(100) < 40).astype(int))
+    records = {
+        (*TERM, seed): replace(
+            make_record("subject", 0.8),
+            predictions=replace(
+                predictions, predicted=np.where(np.arange(100) < count, predictions.label, 1 - predictions.label)
+            ),
+        )
+        for seed, count in enumerate(correct)
+    }
+    assert np.flatnonzero(failed_runs.failed_seeds([TERM], records, range(3), 0.05)).tolist() == failed
 
 
 def test_a_missing_record_leaves_the_failures_unknown():

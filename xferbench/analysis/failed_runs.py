@@ -10,42 +10,47 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench.analysis import estimates, intervals
+from xferbench.analysis import intervals
 from xferbench.core.run import FailedRuns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from xferbench.analysis.estimates import RecordsByTerm
+    from xferbench.core.record import Predictions
+
 
 def failed_seeds(
-    terms: Sequence[tuple[str, str]], records: estimates.RecordsByTerm, seeds: Sequence[int], margin: float
+    terms: Sequence[tuple[str, str]], records: RecordsByTerm, seeds: Sequence[int], margin: float
 ) -> np.ndarray | None:
     """Return whether the run of an arm failed, [seeds]; None if a record is missing.
 
-    A run failed if it diverged, or if its accuracy does not exceed the share of the most frequent class by ``margin`` although
-    the median run does. If the median run does not either, the pipeline as a whole learned nothing.
+    A run failed if it diverged, or if it learned nothing although the median run learned something: its accuracy exceeds the
+    share of the most frequent class by less than ``margin``, and by less than half of what the median run reaches.
 
     Args:
         terms: the arm with each view that its runs are seen in.
         records: records by arm, view and seed.
         seeds: the seeds.
-        margin: required accuracy above the share of the most frequent class.
+        margin: accuracy above the share of the most frequent class from which a run has learned something.
     """
     failed = np.zeros(len(seeds), dtype=bool)
     for arm, view in terms:
-        by_seed = [record for seed in seeds if (record := records.get((arm, view, seed))) and record.predictions is not None]
-        if len(by_seed) < len(seeds):
+        by_seed = [records.get((arm, view, seed)) for seed in seeds]
+        parts = [record.predictions for record in by_seed if record is not None and record.predictions is not None]
+        if len(parts) < len(seeds):
             return None
-        learned = [estimates.majority_baseline_share(records, arm, [seed], margin, view) is None for seed in seeds]
-        is_typical = 2 * sum(learned) > len(seeds)
-        failed |= np.array(
-            [
-                record.scalars.get("diverged", 0.0) > 0 or (is_typical and not has_learned)
-                for record, has_learned in zip(by_seed, learned, strict=True)
-            ],
-            dtype=bool,
-        )
+        gains = np.array([_gain(predictions) for predictions in parts])
+        if len(gains) and np.median(gains) >= margin:
+            failed |= gains < min(margin, float(np.median(gains)) / 2)
+        failed |= np.array([bool(record and record.scalars.get("diverged", 0.0) > 0) for record in by_seed], dtype=bool)
     return failed if terms else None
+
+
+def _gain(predictions: Predictions) -> float:
+    """Return the accuracy above the share of the most frequent class."""
+    most_frequent = np.bincount(predictions.label).max()
+    return float((predictions.predicted == predictions.label).mean() - most_frequent / len(predictions.label))
 
 
 def failed_share(failed: np.ndarray, alpha: float) -> FailedRuns:
