@@ -102,7 +102,9 @@ PREPROCESSING = st.builds(
     mean=CHANNELS.flatmap(lambda n: st.tuples(*[st.just(0.0) | NUMBERS | NUMBERS.map(lambda value: -value)] * n)),
     std=CHANNELS.flatmap(lambda n: st.tuples(*[NUMBERS] * n)),
     detail=st.sampled_from([1.0, 0.5]),
-)
+    orientation=st.sampled_from(["stored", "upright"]),
+    bits=st.sampled_from([16, 12]),
+).filter(lambda form: form.resize is None or form.crop is None or form.crop <= form.resize)
 
 
 PIPELINES = st.builds(

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from xferbench.core.interventions import DataIntervention, Intervention
-    from xferbench.core.plugin import Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,7 +419,7 @@ class Selection:
     worst: bool = False
     halvings: int = 0
     is_cut: bool = False
-    refine: Callable[[Pipeline, Profile], tuple[Pipeline, ...]] | None = None
+    refine: Callable[..., tuple[Pipeline, ...]] | None = None
 
 
 Arm: TypeAlias = Pipeline | Selection
