@@ -293,9 +293,9 @@ def test_adabn_changes_only_statistics_and_depends_on_the_domain(workspace):
 
 
 def test_adabn_uses_the_preprocessing_of_the_view_and_no_held_out_images(workspace, monkeypatch):
-    calls, original = [], evaluate._recalibrate
+    calls, original = [], evaluate.recalibrate
     monkeypatch.setattr(
-        evaluate, "_recalibrate", lambda images, *rest: calls.append((images, rest[0])) or original(images, *rest)
+        evaluate, "recalibrate", lambda images, *rest: calls.append((images, rest[0])) or original(images, *rest)
     )
     bgr = replace(PREPROCESSING, channels="bgr")
     pipeline = replace(
@@ -308,7 +308,7 @@ def test_adabn_uses_the_preprocessing_of_the_view_and_no_held_out_images(workspa
     assert [prepared for _, prepared in calls] == [bgr, bgr, bgr]
     assert [len(images) for images, _ in calls] == [60, 60, 43]
     held_out = domains.held_out_split(domains.load_domain(workspace.source, PREPROCESSING, workspace.cache)).images
-    assert not {image.tobytes() for image in held_out} & {image.tobytes() for image in calls[2][0]}
+    assert not {image.tobytes() for image in held_out} & {image.numpy().tobytes() for image in calls[2][0]}
 
 
 def test_interpolation_is_bit_identical_at_both_ends(workspace):

@@ -170,9 +170,7 @@ Remedy
     them.
 
 How it is judged
-    Only with ``--keep-source`` or ``[source] keep = true``: nearly every fine-tuning forgets, which harms only those who need
-    the source. Otherwise the loss is measured and has no verdict.
-
+    Only with ``--keep-source`` (``[source] keep = true``), because nearly every fine-tuning forgets; else it is measured.
     Harm is accuracy on the source's test set, with the pretrained head, before − after. The cure is the best of the old
     BatchNorm statistics and the weights between before and after. It only informs the remedy.
 
