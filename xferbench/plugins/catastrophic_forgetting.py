@@ -166,8 +166,7 @@ Cause
     A high rate, all layers, many steps, nothing that preserves the source; or BatchNorm statistics of the target alone.
 
 Remedy
-    Freeze more, use a lower rate, or add a method that preserves the source (L2-SP, EWC, replay, LwF): `xferbench run` tries
-    them.
+    Freeze more, lower the rate, or add a method that preserves the source (L2-SP, EWC, replay, LwF): `xferbench run` tries them.
 
 How it is judged
     Only with ``--keep-source`` (``[source] keep = true``), because nearly every fine-tuning forgets; else it is measured.

@@ -16,8 +16,7 @@ How it is measured
     Scratch is tuned at each size. Its mean error is fitted by a · n^−b + c and read off between the smallest size and twice
     the largest, never beyond: outside the range the report says "more than" or "at most". If the fit is flat, or off by over 3
     points, as near chance, the sizes are interpolated and read off up to the largest. Intervals (2.5 to 97.5 %) are those of
-    Student's t over seeds; in simulations they hold in 90 % of cases or more (85 % if one curve has lognormal seeds). The metric
-    is always accuracy. ``gain`` is subject − scratch on all images.
+    Student's t over seeds; in simulations, 85 % or more of them hold. ``gain`` is subject − scratch in accuracy on all images.
 
 References
     Howard & Ruder 2018, ULMFiT (arXiv:1801.06146): 10–20 times the data on text; Hestness et al. 2017 (arXiv:1712.00409):
