@@ -166,7 +166,7 @@ Cause
     A high rate, all layers, many steps, nothing that preserves the source; or BatchNorm statistics of the target alone.
 
 Remedy
-    Freeze more, lower the rate, or add a method that preserves the source (L2-SP, EWC, replay, LwF): `xferbench run` tries them.
+    Freeze more, lower the rate, or preserve the source (L2-SP, EWC, replay, LwF): `xferbench run` tries these.
 
 How it is judged
     Only with ``--keep-source`` (``[source] keep = true``), because nearly every fine-tuning forgets; else it is measured.
@@ -177,8 +177,7 @@ How it is induced
     ``permuted``: the values of each tensor below the head are shuffled.
 
 Also measured
-    ``probe-forgetting``: the same with a head that is fitted again on the source. ``restored``: what the old BatchNorm
-    statistics return.
+    ``probe-forgetting``: with a head fitted again on the source. ``restored``: what the old BatchNorm statistics return.
 
 References
     Kirkpatrick et al. 2017 (arXiv:1612.00796); Davari et al. 2022 (arXiv:2203.13381): probe forgetting is far milder.
