@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("isolated")
 SURFACE = """
 run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
           --allow-code; --plan; --dry-run; --shard; --fail-on fail|inconclusive; --format text|json
-audit     suite; --arch; --after; --before; --data; --source; --shifted; --manifest; --believed;
+audit     suite; --arch; --after; --before; --data; --source; --keep-source; --shifted; --manifest; --believed;
           --mean; --std; --interpolation bilinear|bicubic|nearest; --crop-pct; --img-size; --channels rgb|bgr|grey;
           --serve-mean; --serve-std; --serve-interpolation bilinear|bicubic|nearest; --serve-crop-pct; --serve-img-size;
           --serve-channels rgb|bgr|grey; --serve-mode eval|train; --metric; --margin; --max-duplicates; --checks; --limit;
