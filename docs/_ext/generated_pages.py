@@ -34,10 +34,12 @@ TABLE_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks/([a-z]+)\.md\)")
 TABLES_FOLDER_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks\)")
 BENCHMARKS = {
     "simulation": "Wrong verdicts and power, by simulation",
+    "scratch": "The searched baseline and a longer search",
     "embedded": "All plugins on the embedded targets",
     "fashion": "From CIFAR-10 to Fashion-MNIST",
     "serving": "Wrong serving of published networks",
     "audit": "Audits of scripts with a planted fault",
+    "healthy": "Audits of healthy networks",
     "copies": "The search for copies",
     "watch": "The cost of the watch",
     "gate": "Error rates of the gate",
