@@ -5,7 +5,8 @@
 Each network has random weights, BatchNorm statistics of the training images, and a head that a plain script fits to its end on
 frozen features. The statistics and the head are right by construction. Each network is audited twice: with the ten classes of
 CIFAR-10, and as "airplane or not", where one image in ten is an airplane and the metric is balanced accuracy. A FAIL is
-measured again on images that the audit does not use. Each finished audit is a row of ``healthy.csv``, so that the script
+measured again on images that the audit does not use. SqueezeNet is left out: a ReLU follows its head, so that the fitted
+regression is not what the network computes. Each finished audit is a row of ``healthy.csv``, so that the script
 continues where it stopped; ``healthy.md`` is written from these rows.
 """
 

@@ -41,6 +41,17 @@ def parse_audit(*arguments):
     return audit_suite.audit_suite(main.build_parser().parse_args(["audit", *map(str, arguments)]))
 
 
+def suite_table(after):
+    return {
+        "schema": 1,
+        "name": "a",
+        "plugins": ["all"],
+        "backbone": {"arch": "tiny-resnet"},
+        "target": {"data": "digits"},
+        "checkpoint": {"after": str(after)},
+    }
+
+
 def test_an_audit_writes_its_findings_and_exits_by_their_verdicts(after, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = audit_arguments(
@@ -158,14 +169,7 @@ def test_unusable_weights_give_one_message(case, after, tmp_path, capsys):
 
 
 def test_keys_of_training_are_refused_with_a_checkpoint(after):
-    table = {
-        "schema": 1,
-        "name": "a",
-        "plugins": ["all"],
-        "backbone": {"arch": "tiny-resnet"},
-        "target": {"data": "digits"},
-        "checkpoint": {"after": str(after)},
-    }
+    table = suite_table(after)
     for key, value in {"looks": [3], "recipe": {"lr": 0.1}, "budget": "3m", "scratch": {"lr": [0.1]}}.items():
         with pytest.raises(UserError, match="a key of training in a suite"):
             loader.parse_suite(table | {key: value}, after)
@@ -174,16 +178,10 @@ def test_keys_of_training_are_refused_with_a_checkpoint(after):
 
 def test_the_preprocessing_of_training_alone_does_not_change_how_a_finished_network_is_served(after, tmp_path):
     def profile_with(**recipe):
-        table = {
-            "schema": 1,
-            "name": "a",
-            "plugins": ["all"],
-            "backbone": {"arch": "tiny-resnet"},
-            "target": {"data": "digits"},
-            "checkpoint": {"after": str(after)},
-            "recipe": recipe,
-        }
-        suite, result = loader.parse_suite(table, after), SimpleNamespace(result=lambda: fake_lab.PROFILE)
+        suite, result = (
+            loader.parse_suite(suite_table(after) | {"recipe": recipe}, after),
+            SimpleNamespace(result=lambda: fake_lab.PROFILE),
+        )
         with store.open_store(tmp_path / "s.sqlite") as database:
             return profile.profile_pipeline(suite, database, tmp_path, lambda: lambda *_: result)[0]
 

@@ -380,6 +380,8 @@ def test_stale_statistics_name_the_steps_and_the_share_that_they_left():
     stale = explain(RecalibrateBatchNorm(), **{"steps in train mode": 40.0, "share from before": 0.67})
     assert "recalibrated" in stale
     assert "after 40 steps in train mode, 67% of the running statistics are still those from before" in stale
+    restored = explain(RestoreBatchNorm(), **{"steps in train mode": 40.0, "share from before": 0.67})
+    assert "still those" not in restored, "old statistics are better, so the present ones are not too old"
     other = explain(BatchNormEpsilon(epsilon=1e-3), **{"steps in train mode": 400.0, "share from before": 0.02})
     assert other == "the screened half prefers BatchNorm with an epsilon of 0.001"
     assert not batchnorm_drift.explain("harm", {}, FINISHED, FINISHED)

@@ -137,6 +137,10 @@ def test_a_collapse_by_batchnorm_statistics_is_not_blamed_on_the_weights(tmp_pat
     kernels = [name for name, tensor in healthy.after.items() if tensor.ndim == 4]
     zeros = explain(healthy.after | {name: torch.zeros_like(healthy.after[name]) for name in kernels})
     assert "the cause is" not in zeros
+    head = f"{healthy.network.layout.head}.weight"
+    for value in (0.0, float("nan")):
+        broken_head = explain(healthy.after | {head: torch.full_like(healthy.after[head], value)})
+        assert "the cause is" not in broken_head, "the features are sound, so the statistics are not the cause"
 
 
 def test_an_infinite_bound_is_no_collapse_and_an_infinite_weight_is(tmp_path):

@@ -184,12 +184,14 @@ def explain(_contrast: str, records_by_term: records.RecordsByTerm, subject: Pip
     """Return which statistics the screened half prefers, and why the present ones may be stale."""
     if subject == cured:
         return ""
-    preferred = " and ".join(edit.describe() for edit in cured.edits[len(subject.edits) :])
+    edits = cured.edits[len(subject.edits) :]
+    preferred = " and ".join(edit.describe() for edit in edits)
     measured = records_by_term.get(("subject", "drift", 0))
-    share = measured.scalars.get("share from before", 0.0) if measured else 0.0
-    if share < STALE_SHARE:
+    scalars = measured.scalars if measured else {}
+    share = scalars.get("share from before", 0.0)
+    if share < STALE_SHARE or RECALIBRATE not in edits:  # only new statistics show that the present ones are too old
         return f"the screened half prefers {preferred}"
-    steps = measured.scalars["steps in train mode"] if measured else 0.0
+    steps = scalars["steps in train mode"]
     stale = f"after {steps:.0f} steps in train mode, {share:.0%} of the running statistics are still those from before"
     return f"the screened half prefers {preferred}; the momentum is low for so few steps: {stale}"
 

@@ -14,7 +14,7 @@ Remedy
 How it is judged
     An exact invariant: all weights and features are finite, the features that enter the head differ between images (their
     spread over images is above a thousandth of their size), and so do the logits. A broken network with BatchNorm is measured
-    again with statistics that are computed on the test images; if its features then differ, the statistics are the cause.
+    again with statistics that are computed on the test images; if nothing is wrong then, the statistics are the cause.
 
 How it is induced
     It is not induced: an exact invariant needs no control.
@@ -25,7 +25,7 @@ References
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,44 +35,42 @@ from xferbench.plugins.head_size import induce
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from xferbench.lab.training.network import Tensors
+
 STATISTICS_ARE_CAUSE = (
-    "the cause is the running statistics of BatchNorm: with statistics of the test images, the features differ by {:.2g} of "
-    "their size, so recalibrate the statistics instead of training again"
+    "the cause is the running statistics of BatchNorm: with statistics of the test images, nothing is wrong, so recalibrate "
+    "the statistics instead of training again"
 )
 MIN_RELATIVE_SPREAD = 1e-3  # of the features over images, relative to their size
 
 
 def collapse(context: MeasureContext) -> dict[str, float]:
-    """Return 1 if the network collapsed, the spread of the features over images, and counts of non-finite values by tensor.
-
-    ``spread with new statistics`` is that of a collapsed network with BatchNorm statistics of the test images.
-    """
+    """Return :func:`examine` of the network; if it collapsed, also whether it does with BatchNorm statistics of the images."""
     from xferbench.lab.evaluation import evaluate
-    from xferbench.lab.models import batchnorm, finished
+    from xferbench.lab.models import batchnorm
 
-    counts = finished.count_non_finite(context.after, context.network.module)
-    broken = {f"not finite/{name}": float(count) for name, count in counts.items()}
-    spread = spread_of_features(context, context.after)
-    inputs = (context.network, context.after, context.test.images, context.test.preprocessing)
-    logits = evaluate.batched_logits(*inputs, np.arange(len(context.test.images)), training=False)
-    constant = bool((logits - logits[0]).abs().max() <= MIN_RELATIVE_SPREAD**2 * logits.abs().max())
-    collapsed = bool(broken) or spread < MIN_RELATIVE_SPREAD or constant
-    scalars = {"collapse": float(collapsed), "spread of features": spread, "one answer": float(constant)} | broken
-    if collapsed and batchnorm.batchnorm_layers(context.network.module):
+    scalars = examine(context, context.after)
+    if scalars["collapse"] and batchnorm.batchnorm_layers(context.network.module):
         recalibrated = evaluate.recalibrate(context.test.images, context.test.preprocessing, context.after, context.network)
-        scalars["spread with new statistics"] = spread_of_features(context, context.after | recalibrated)
+        scalars["collapse with new statistics"] = examine(context, context.after | recalibrated)["collapse"]
     return scalars
 
 
-def spread_of_features(context: MeasureContext, tensors: Mapping[str, Any]) -> float:
-    """Return the spread of the features over the test images, relative to their size; 0 if a feature is not finite."""
-    from xferbench.lab.evaluation import penultimate_features
+def examine(context: MeasureContext, tensors: Tensors) -> dict[str, float]:
+    """Return 1 if the network collapsed, the spread of the features over images, and counts of non-finite values by tensor."""
+    from xferbench.lab.evaluation import evaluate, penultimate_features
+    from xferbench.lab.models import finished
 
+    counts = finished.count_non_finite(tensors, context.network.module)
+    broken = {f"not finite/{name}": float(count) for name, count in counts.items()}
     inputs = (context.network, tensors, context.test.images, context.test.preprocessing)
     features = penultimate_features.head_inputs(*inputs).flatten(1)
-    if not bool(features.isfinite().all()):
-        return 0.0
-    return float(features.std(0).norm() / features.norm(dim=1).mean().clamp_min(1e-12))
+    finite = bool(features.isfinite().all())
+    spread = float(features.std(0).norm() / features.norm(dim=1).mean().clamp_min(1e-12)) if finite else 0.0
+    logits = evaluate.batched_logits(*inputs, np.arange(len(context.test.images)), training=False)
+    constant = bool((logits - logits[0]).abs().max() <= MIN_RELATIVE_SPREAD**2 * logits.abs().max())
+    collapsed = bool(broken) or not finite or spread < MIN_RELATIVE_SPREAD or constant
+    return {"collapse": float(collapsed), "spread of features": spread, "one answer": float(constant)} | broken
 
 
 def explain(
@@ -80,9 +78,8 @@ def explain(
 ) -> str:
     """Return in which respect the network collapsed, and whether the BatchNorm statistics are the cause, or ""."""
     scalars = records_by_term["subject", "collapse", 0].scalars
-    spread = scalars.get("spread with new statistics", 0.0)
-    parts = [describe(scalars), STATISTICS_ARE_CAUSE.format(spread) if spread >= MIN_RELATIVE_SPREAD else ""]
-    return "; ".join(filter(None, parts))
+    cause = STATISTICS_ARE_CAUSE if scalars.get("collapse with new statistics") == 0 else ""
+    return "; ".join(filter(None, (describe(scalars), cause)))
 
 
 def describe(scalars: Mapping[str, float]) -> str:
@@ -110,7 +107,7 @@ audit = Plugin(
             name="harm", kind="exact", weights={("subject", "collapse"): 1.0}, meaning="finite values that differ by image"
         ),
     ),
-    measures={"collapse": "xferbench.plugins.collapse:collapse@3"},
+    measures={"collapse": "xferbench.plugins.collapse:collapse@4"},
     explain=explain,
     remedy="train again with a lower rate, and stop when a value is not finite",
 )

@@ -31,7 +31,6 @@ References
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.config.render import describe_preprocessing
@@ -81,11 +80,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     if "twice-normalised" in arms:
         twice = normalized_twice(transform)
         arms["twice-trained"] = replace_data(pipeline, train_preprocessing=twice)
-        arms["twice-both"] = replace(
-            pipeline,
-            data=replace(pipeline.data, train_preprocessing=twice),
-            serving=replace(pipeline.serving, preprocessing=twice),
-        )
+        arms["twice-both"] = in_forms(pipeline, twice, twice)
     return arms
 
 

@@ -200,9 +200,9 @@ def unmoved_tensors(context: MeasureContext, must: set[str], before: Tensors, af
 def untrained_head(context: MeasureContext) -> set[str]:
     """Return the names of the head's tensors if the head looks untrained, else an empty set.
 
-    A head looks untrained if its weights have the uniform distribution of initial weights in PyTorch, which a single step of
-    training leaves: some of many weights would pass its limits. It also looks untrained if its weights have the standard
-    deviation and the range of initial weights, and it predicts no better than the majority class.
+    A head looks untrained if its weights have the uniform distribution of initial weights in PyTorch. Training, unless it is
+    minute, moves some of many weights beyond the limits of this distribution. A head also looks untrained if its weights have
+    the standard deviation and the range of initial weights, and it predicts no better than the majority class.
     """
     assert context.build_random is not None, "the caller compares heads only if it can build a fresh one"
     head = context.network.layout.head
