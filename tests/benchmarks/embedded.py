@@ -49,12 +49,11 @@ TABLE = {
     "budget": "20h",
     "backbone": {"arch": "tiny-resnet"},
     "source": {"data": "synthetic:source", "keep": True},
-    "scratch": {"lr": [3e-3, 1e-2], "weight_decay": [0.01], "steps": 300, "batch_size": 64},
+    "scratch": {"steps": 250},  # the search of scratch.py
 }
 CIFAR = {
     "backbone": {"arch": "cifar-resnet20", "weights": "weights/resnet20-12fca82f.th"},
     "source": {"data": "npz:data/cifar10.npz", "keep": True},
-    "scratch": {"lr": [3e-3], "weight_decay": [0.01], "steps": 150, "batch_size": 32},
 }
 TABLE_CHANGES = {"tinted": {"shifted": {"data": "synthetic:near"}}, "fashion": CIFAR}
 OPPOSITE = {"detected": "harmless", "harmless": "detected"}
