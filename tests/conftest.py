@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ MARKS = {"slow": "--runslow", "gpu": "--rungpu"}
 def pytest_addoption(parser):
     for mark, option in MARKS.items():
         parser.addoption(option, action="store_true", help=f"also run tests marked {mark}")
+    parser.addoption("--fuzz", type=int, default=1, metavar="FACTOR", help="try FACTOR times as many random and hostile inputs")
+    parser.addoption("--fuzz-seed", type=int, default=0, metavar="N", help="seed of the random inputs")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -20,6 +23,18 @@ def pytest_collection_modifyitems(config, items):
         for mark, option in MARKS.items():
             if mark in item.keywords and not config.getoption(option):
                 item.add_marker(pytest.mark.skip(reason=f"{mark}: run with {option}"))
+
+
+@pytest.fixture
+def fuzz_factor(pytestconfig):
+    """Return how many times as many random inputs a test tries as in the default tests."""
+    return pytestconfig.getoption("--fuzz")
+
+
+@pytest.fixture
+def fuzz_rng(pytestconfig, request):
+    """Return a random generator with the seed of the command line, another one for each test."""
+    return random.Random(f"{pytestconfig.getoption('--fuzz-seed')} {request.node.name}")
 
 
 @pytest.fixture
