@@ -263,8 +263,67 @@ def test_a_head_replaced_after_the_optimizer_was_built_is_reported():
 def test_a_frozen_tensor_that_the_recipe_trains_is_reported():
     net, optimizer = freeze_body(make_net())
     event = only_event(train_watched(net, optimizer, recipe={"trainable": "all", "batchnorm": "eval"}))
-    assert (event.kind, event.tensor, event.step) == ("never-moved", "0.weight", 20)
+    assert (event.kind, event.tensor, event.step) == ("never-moved", "0.weight", 1)
     assert event.cause == "it should train, but its requires_grad is False"
+
+
+def test_a_flag_that_was_set_on_a_frozen_module_is_reported_without_a_recipe():
+    net = make_net().eval()
+    net.requires_grad_(False)
+    net[3].requires_grad = True  # no parameter has this attribute
+    net[8].requires_grad_(True)
+    event = only_event(train_watched(net, torch.optim.SGD(net.parameters(), lr=0.01), 3))
+    assert (event.kind, event.tensor, event.others, event.step) == ("never-moved", "3.weight", ("3.bias",), 1)
+    assert event.do == "call 3.requires_grad_(True) before the first step"
+
+
+def test_the_innermost_flag_of_a_module_decides():
+    net = make_net().eval()
+    net.requires_grad = False
+    for layer in net:
+        layer.requires_grad = True  # as all parameters of the layer
+    assert train_watched(net, torch.optim.AdamW(net.parameters(), lr=1e-3), 3).events == []
+
+
+def test_an_assigned_number_of_outputs_is_reported():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
+    net[3].out_features, net[0].out_channels = 4, 16
+    first, second = train_watched(net, torch.optim.AdamW(net.parameters(), lr=1e-3), 3).events
+    assert (first.kind, first.tensor, first.step) == ("layer-size", "0.weight", 1)
+    assert (second.kind, second.tensor, second.step) == ("layer-size", "3.weight", 1)
+    assert "7 outputs, although out_features says 4" in second.cause
+
+
+@pytest.mark.parametrize(
+    ("momentum", "text"), [(0.0, "before the training"), (0.97, "the last batch"), (1.0, "the last batch")]
+)
+def test_a_momentum_that_spoils_running_statistics_is_reported(momentum, text):
+    net = make_net()
+    norms = [layer for layer in net if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.momentum = momentum
+    event = only_event(train_watched(net, torch.optim.AdamW(net.parameters(), lr=1e-3), 3))
+    assert (event.kind, event.step, len(event.others)) == ("batchnorm-momentum", 1, len(norms) - 1)
+    assert event.tensor.endswith("running_mean")
+    assert text in event.cause
+
+
+@pytest.mark.parametrize("momentum", [None, 0.001, 0.5])
+def test_a_usable_momentum_is_no_fault(momentum):
+    net = make_net()
+    for layer in net:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = momentum
+    assert train_watched(net, torch.optim.AdamW(net.parameters(), lr=1e-3), 3).events == []
+
+
+def test_frozen_statistics_need_no_momentum():
+    net = make_net()
+    for layer in net:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.0
+    net.eval()
+    assert train_watched(net, torch.optim.AdamW(net.parameters(), lr=1e-3), 3).events == []
 
 
 def test_a_tensor_without_a_gradient_is_reported():

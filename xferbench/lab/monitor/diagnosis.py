@@ -14,7 +14,7 @@ class ParameterState:
 
     Attributes:
         requires_grad: the flag of the tensor.
-        flagged_module: the module on which ``requires_grad = False`` was set as a plain attribute, or "".
+        flagged_module: the module on which the opposite of the flag was set as a plain attribute, or "".
         in_optimizer: whether the optimizer holds the tensor.
         lr: the learning rate of its group.
         weight_decay: the weight decay of its group.
@@ -98,8 +98,35 @@ def explain_missing(foreign: int, total: int) -> Message:
     return cause, "call optimizer.add_param_group({'params': [...]}) when you unfreeze it, or build the optimizer afterwards"
 
 
+def explain_size(attribute: str, stated: int, rows: int) -> Message:
+    """Explain that the size that a layer states is not that of its weight.
+
+    Args:
+        attribute: the name of the attribute with the size.
+        stated: its value.
+        rows: the number of rows of the weight, which is the number of outputs.
+    """
+    cause = (
+        f"its layer has {rows} outputs, although {attribute} says {stated}: assigning {attribute} does not change the weight"
+    )
+    return cause, "replace the layer by a new one of the right size, and give that to the optimizer"
+
+
+def explain_momentum(momentum: float) -> Message:
+    """Explain why running statistics with such a momentum do not describe the training images."""
+    if momentum == 0:
+        cause = "its momentum is 0: training uses the statistics of each batch, and evaluation those from before the training"
+        return cause, "set momentum to 0.1, the default; or call .eval() on the layer after every model.train()"
+    cause = f"its momentum is {momentum:g}: evaluation uses little more than the statistics of the last batch"
+    return cause, "set momentum to 0.1, the default; the momentum of Keras is 1 minus that of torch"
+
+
 def explain_still(state: ParameterState) -> Message | None:
     """Explain why a trainable parameter did not move. Return None if that is no fault."""
+    if not state.requires_grad and state.flagged_module:
+        module = state.flagged_module
+        cause = f"{module}.requires_grad = True sets an attribute of the module; the flag of the tensor itself is still False"
+        return cause, f"call {module}.requires_grad_(True) before the first step"
     if not state.requires_grad:
         return "it should train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
     if state.gradient_norm is None:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EVENT_KINDS = ("frozen-moved", "buffer-moved", "not-held", "never-moved", "head-shock", "loss-jump", "non-finite")
+EVENT_KINDS = (
+    "frozen-moved",
+    "buffer-moved",
+    "not-held",
+    "never-moved",
+    "layer-size",
+    "batchnorm-momentum",
+    "head-shock",
+    "loss-jump",
+    "non-finite",
+)
 EVENT_ACTIONS = ("warn", "raise", "collect")
 
 
@@ -24,7 +34,17 @@ class TransferWarning(UserWarning):
 class Event:
     """A fault that happened while a model was trained.
 
-    The kinds ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved`` (after 20 steps) and ``non-finite`` are facts.
+    These kinds are facts:
+
+    - ``frozen-moved``, ``buffer-moved``: a frozen tensor or running statistic has changed.
+    - ``not-held``: no optimizer holds a tensor that must be trained.
+    - ``never-moved``: a tensor that must be trained has ``requires_grad`` False (seen at the first step), or has not changed by
+      one bit in 20 steps.
+    - ``layer-size``: the weight of a layer has another number of rows than its ``out_features`` or ``out_channels``, because
+      the attribute was assigned after the layer was made.
+    - ``batchnorm-momentum``: running statistics that should follow the batches have a momentum of 0, so that they never
+      change, or of 0.9 and more, so that they are those of the last batch.
+    - ``non-finite``: a loss, a value or a gradient is NaN or infinite.
 
     Two kinds are heuristics. They need ``watch.step(loss)``, and they stay silent in doubtful cases:
 

@@ -110,7 +110,8 @@ class TensorTracker:
     def _is_trainable(self, name: str, phase: ExpectedChanges | None) -> bool:
         if phase is not None:
             return name in phase.trainable
-        return self.parameters[name].requires_grad and not self.flagged_module(name)
+        module, flag = self.flagged_module(name)
+        return flag if module else self.parameters[name].requires_grad
 
     def _frozen_statistics(self, phase: ExpectedChanges | None, trainable: set[str]) -> set[str]:
         """Return the names of the running statistics that should not change."""
@@ -122,15 +123,19 @@ class TensorTracker:
         names = {name for layer in frozen for name in user_model.layer_statistics(layer, self.layers[layer])}
         return names & self.tensors.keys()
 
-    def flagged_module(self, name: str) -> str:
-        """Return the module above a tensor on which ``requires_grad = False`` was set as a plain attribute, or ""."""
+    def flagged_module(self, name: str) -> tuple[str, bool]:
+        """Return the innermost module above a tensor on which ``requires_grad`` was set as a plain attribute, and its value.
+
+        The name is "" if there is no such module.
+        """
         module: Any = self._model
-        path = name.split(".")
+        path, found = name.split("."), ("", False)
         for depth in range(len(path)):
             module = user_model.unwrap(getattr(module, path[depth - 1]) if depth else module)
-            if vars(module).get("requires_grad") is False:
-                return ".".join(path[:depth]) or "model"
-        return ""
+            flag = vars(module).get("requires_grad")
+            if isinstance(flag, bool):
+                found = ".".join(path[:depth]) or "model", flag
+        return found
 
     def optimizer_groups(self) -> dict[int, Mapping[str, Any]]:
         """Return the parameter group of every tensor that an optimizer holds, by the ``id`` of the tensor."""
@@ -170,12 +175,16 @@ class TensorTracker:
         return moved | changed
 
     def find_never_moved(self, step: int, patience: int) -> list[str]:
-        """Return the names of the tensors that have been trainable for ``patience`` steps without a change of one bit."""
+        """Return the names of the tensors that have been trainable for ``patience`` steps without a change of one bit.
+
+        A tensor that requires no gradient needs no patience, because it cannot move.
+        """
         groups = self.optimizer_groups()
         overdue = {
             name: self.tensors[name]
             for name in self.parameters
-            if name in self.trainable - self.moved and step - self.since[name] >= patience
+            if name in self.trainable - self.moved
+            if step - self.since[name] >= (patience if self.tensors[name].requires_grad else 1)
             if id(self.tensors[name]) in groups or not self.tensors[name].requires_grad
         }
         self.moved |= self._find_changed(overdue)

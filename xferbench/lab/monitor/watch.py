@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xferbench.core.errors import UserError
 from xferbench.lab.models import backbones
-from xferbench.lab.monitor import checksums, diagnosis, events, loss_alarms
+from xferbench.lab.monitor import checksums, diagnosis, events, layer_faults, loss_alarms
 from xferbench.lab.monitor.events import Event, TransferWarning
 from xferbench.lab.monitor.loss_history import LossHistory
 from xferbench.lab.monitor.tensor_tracker import TensorTracker
@@ -148,6 +148,7 @@ class Watch:
         if not thorough:  # outside a step, the gradients may have been cleared
             self._check_gradients()
         self._check_values(sample)
+        self._check_layers()
         self._check_optimizer()
         self._check_never_moved()
         if self.steps == loss_alarms.SHOCK_CHECK_STEP:
@@ -177,9 +178,10 @@ class Watch:
     ) -> diagnosis.ParameterState:
         tensor = self._tracker.parameters[name]
         group = self._tracker.optimizer_groups().get(id(tensor), {})
+        module, flag = self._tracker.flagged_module(name)
         return diagnosis.ParameterState(
             requires_grad=tensor.requires_grad,
-            flagged_module=self._tracker.flagged_module(name),
+            flagged_module=module if flag != tensor.requires_grad else "",
             in_optimizer=bool(group),
             lr=float(group.get("lr", 1.0)),
             weight_decay=float(group.get("weight_decay", 0.0)),
@@ -227,6 +229,13 @@ class Watch:
         """Report only the first fault of this kind, because the others follow from it."""
         if names and not any(event.kind == "non-finite" for event in self.events):
             self._report("non-finite", names, message, step=step)
+
+    def _check_layers(self) -> None:
+        """Report layers whose attributes contradict their weights, or whose running statistics cannot follow the batches."""
+        statistics = {name: layer for name, layer in self._tracker.layers.items() if layer.training}
+        momenta = layer_faults.find_unusable_momenta(statistics, self._tracker.frozen)
+        self._report_each("layer-size", layer_faults.find_wrong_sizes(self._model))
+        self._report_each("batchnorm-momentum", {name: diagnosis.explain_momentum(value) for name, value in momenta.items()})
 
     def _check_optimizer(self) -> None:
         """Report trainable tensors that no optimizer holds."""
