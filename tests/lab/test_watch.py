@@ -291,7 +291,7 @@ def test_an_assigned_number_of_outputs_is_reported():
     first, second = train_watched(net, torch.optim.AdamW(net.parameters(), lr=1e-3), 3).events
     assert (first.kind, first.tensor, first.step) == ("layer-size", "0.weight", 1)
     assert (second.kind, second.tensor, second.step) == ("layer-size", "3.weight", 1)
-    assert "7 outputs, although out_features says 4" in second.cause
+    assert "7 outputs, although out_features is 4" in second.cause
 
 
 @pytest.mark.parametrize(

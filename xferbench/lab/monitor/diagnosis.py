@@ -123,12 +123,8 @@ def explain_momentum(momentum: float) -> Message:
 
 def explain_still(state: ParameterState) -> Message | None:
     """Explain why a trainable parameter did not move. Return None if that is no fault."""
-    if not state.requires_grad and state.flagged_module:
-        module = state.flagged_module
-        cause = f"{module}.requires_grad = True sets an attribute of the module; the flag of the tensor itself is still False"
-        return cause, f"call {module}.requires_grad_(True) before the first step"
     if not state.requires_grad:
-        return "it should train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
+        return _explain_flag(state.flagged_module)
     if state.gradient_norm is None:
         cause = "no gradient reaches it: the loss does not depend on it, or it lies behind detach() or no_grad()"
         return cause, "let the loss depend on it, or freeze it"
@@ -141,3 +137,10 @@ def explain_still(state: ParameterState) -> Message | None:
         return cause, "keep the weights in float32 (use autocast for the computation only)"
     # In float32, a gradient of rounding noise moves nothing, for example at a bias below BatchNorm. That is no fault.
     return None
+
+
+def _explain_flag(module: str) -> Message:
+    if not module:
+        return "it should train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
+    cause = f"{module}.requires_grad = True sets an attribute of the module; the flag of the tensor itself is still False"
+    return cause, f"call {module}.requires_grad_(True) before the first step"

@@ -1,4 +1,4 @@
-"""Layers with attributes that contradict their weights, or with a momentum that spoils their running statistics. Imports torch."""
+"""Layers whose attributes contradict their weights, or whose momentum spoils their running statistics. Imports torch."""
 
 from __future__ import annotations
 
