@@ -106,9 +106,7 @@ def explain_size(attribute: str, stated: int, rows: int) -> Message:
         stated: its value.
         rows: the number of rows of the weight, which is the number of outputs.
     """
-    cause = (
-        f"its layer has {rows} outputs, although {attribute} says {stated}: assigning {attribute} does not change the weight"
-    )
+    cause = f"its layer has {rows} outputs, although {attribute} is {stated}: assigning {attribute} does not change the weight"
     return cause, "replace the layer by a new one of the right size, and give that to the optimizer"
 
 
