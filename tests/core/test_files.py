@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +58,17 @@ def test_an_existing_path_is_refused_unless_overwriting_is_allowed(tmp_path):
 def test_sha256_hashes_the_bytes_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"content")
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_only_regular_files_within_the_limit_are_read(tmp_path):
+    file, pipe = tmp_path / "a.json", tmp_path / "pipe"
+    file.write_bytes(b"12345")
+    os.mkfifo(pipe)
+    assert files.read_file(file, 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4 bytes"):
+        files.read_file(file, 4)
+    for path in (pipe, Path(os.devnull)):
+        with pytest.raises(ValueError, match="not a regular file"):
+            files.read_file(path)
+    with pytest.raises(IsADirectoryError):
+        files.read_file(tmp_path)

@@ -15,6 +15,7 @@ from xferbench.config import overrides, validation
 from xferbench.config.fields import DURATION, PIPELINE_KEYS, RECIPE, REQUIRED_TABLES, duration_seconds, suite_rules
 from xferbench.config.matrix import parse_matrix
 from xferbench.config.render import RECIPE_KEYS
+from xferbench.core import files
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.interventions import RANDOM, TRANSFER_ALL, InterpolatePhase, SourcePretraining
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SELECTION_SEED_START = 1_000_000  # the first seed for selection; the seeds of verdicts are below
+MAX_SUITE_BYTES = 10_000_000
+MAX_DEPTH = 12  # of nested tables and arrays
 TRAINING_KEYS = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # keys that have no effect on a finished network
 
 
@@ -66,19 +69,29 @@ def load_suite(path: Path, changes: Sequence[str] = ()) -> Suite:
         UserError: with the file, the key, what was found and what was expected.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read", found=error.strerror or str(error), expected="a suite file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare_advice()
-        ) from error
+        data = files.read_file(path, MAX_SUITE_BYTES)
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: cannot be read", found=found, expected="a suite file") from error
+    try:
+        table = tomllib.loads(data.decode("utf-8-sig"))
+        _check_values(table)
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError as well
+        advice = f"compare {shipped_folder() / 'quick.toml'}"
+        raise UserError(f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=advice) from error
     return parse_suite(table, path.resolve(), changes)
 
 
-def _compare_advice() -> str:
-    """Return the advice for a file that is not TOML."""
-    return f"compare {shipped_folder() / 'quick.toml'}"
+def _check_values(table: Mapping[str, Any]) -> None:
+    """Raise ValueError for integers beyond the 64 bits of TOML, or a nesting that no suite needs."""
+    level: list[Any] = [table]
+    for _ in range(MAX_DEPTH):
+        level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
+        if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in level):
+            raise ValueError("an integer of more than 64 bits")
+        level = [value for value in level if isinstance(value, dict | list)]
+    if level:
+        raise ValueError(f"tables or arrays that are nested more than {MAX_DEPTH} levels deep")
 
 
 def parse_suite(table: Mapping[str, Any], path: Path, changes: Sequence[str] = ()) -> Suite:

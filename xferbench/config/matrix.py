@@ -92,10 +92,10 @@ def build_task_tables(table: Mapping[str, Any], values: Mapping[str, Any]) -> tu
     Raises:
         UserError: if the targets are missing or defined twice, or if two tasks have the same name.
     """
-    shared = dict(table.get("target") or {})
+    shared, backbone_table = (_shared_table(table, name) for name in ("target", "backbone"))
     targets = _list_targets(str(table.get("name")), shared, values)
     sizes = values.get("train_sizes") or [None]
-    backbones = values.get("backbones") or [{"name": "", **dict(table.get("backbone") or {})}]
+    backbones = values.get("backbones") or [{"name": "", **backbone_table}]
     tables: dict[str, dict[str, Any]] = {}
     similar: dict[str, bool] = {}
     for target, size, backbone in product(targets, sizes, backbones):
@@ -115,6 +115,14 @@ def build_task_tables(table: Mapping[str, Any], values: Mapping[str, Any]) -> tu
             "backbone": {key: value for key, value in backbone.items() if key != "name"},
         }
     return similar, tables
+
+
+def _shared_table(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a table that all tasks share, which may be missing."""
+    values = table.get(name, {})
+    if not isinstance(values, dict):
+        raise UserError(name, found=validation.format_value(values), expected=f"a table [{name}]")
+    return dict(values)
 
 
 def _list_targets(suite_name: str, shared: Mapping[str, Any], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SIMILARITY_CUTOFF = 0.5  # similarity from which a known name is suggested
+MAX_NAME_LENGTH = 100  # characters of a name that are compared with known names
+MAX_PART_LENGTH = 2000  # characters of a part of a message, which may quote a value or list all known names
 
 
 class UserError(Exception):
@@ -24,13 +26,18 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, found: str = "", expected: str = "", do: str = "") -> None:
-        self.what, self.found, self.expected, self.do = what, found, expected, do
+        self.what, self.found, self.expected, self.do = map(_shorten, (what, found, expected, do))
+        what, found, expected, do = self.what, self.found, self.expected, self.do
         parts = (("found", found), ("expected", expected), ("do", do))
         super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts if text)]))
 
     def at(self, what: str) -> UserError:
         """Return the same error with another location."""
         return UserError(what, found=self.found, expected=self.expected, do=self.do)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_PART_LENGTH else text[:MAX_PART_LENGTH] + "…"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,7 +66,7 @@ def _similarity(name: str, other: str) -> tuple[float, int]:
     The similarity is the share of common letters, or 1 if one name is the initials of the other (``lr`` and
     ``learning_rate``).
     """
-    name, other = name.casefold(), other.casefold()
+    name, other = name[:MAX_NAME_LENGTH].casefold(), other[:MAX_NAME_LENGTH].casefold()
     is_initials = name == _initials(other) or other == _initials(name)
     prefix = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))))
     return 1.0 if is_initials else SequenceMatcher(None, name, other).ratio(), prefix

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from xferbench.core.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+MAX_INPUT_BYTES = 200_000_000  # of a result file; those of large runs have some ten million
 
 
 @contextmanager
@@ -44,6 +48,23 @@ def write_file(path: Path, data: bytes, do: str = "") -> None:
             os.fsync(file.fileno())  # a full disk may report it only now
     except OSError as error:
         raise _unwritable(path, error, do) from error
+
+
+def read_file(path: Path, limit: int = MAX_INPUT_BYTES) -> bytes:
+    """Return the content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is a device, a pipe or a socket, or larger.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a folder gives the usual error below
+        raise ValueError("not a regular file")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit} bytes")
+    return data
 
 
 def require_writable(folder: Path, do: str = "") -> None:

@@ -7,19 +7,20 @@ metrics use. Paths below the folder of the suite file are relative to it, and ho
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench.core.array_file import READ_ERRORS
 from xferbench.core.errors import UserError
+from xferbench.core.files import read_file
+from xferbench.core.json_shape import check_shape, read_json
+from xferbench.core.results_shape import ACCEPTED_RESULTS
 from xferbench.core.run import Run, run_to_json
 from xferbench.core.suite import LOCATION_KEYS
 from xferbench.core.version import __version__
@@ -120,8 +121,8 @@ def read_baseline(path: Path) -> Run:
     if path.is_dir() or not path.exists():
         return _read_results(path)
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content: Any = read_json(read_file(path), object)
+    except (OSError, ValueError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}"[:200]) from error
     if not isinstance(content, dict) or "accepted" not in content:
         return _read_results(path)
@@ -130,11 +131,11 @@ def read_baseline(path: Path) -> Run:
         results, packed = content["results"], content["predictions"]
         if content["sha256"] != _sha256(results, packed):
             raise _unreadable(path, "content that differs from the checksum in the file")
-        _, cells = predictions.unpack_predictions(io.BytesIO(base64.b64decode(packed, validate=True)))
         _check_schema(content, results["schema"], path)
-        files.check_suite(results, path)
+        check_shape(results, ACCEPTED_RESULTS)
+        _, cells = predictions.unpack_predictions(io.BytesIO(base64.b64decode(packed, validate=True)))
         return files.run_from_json(results, cells)
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError, binascii.Error, zipfile.BadZipFile, zlib.error) as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}"[:200]) from error
 
 

@@ -8,18 +8,20 @@ import json
 import os
 import shutil
 import sys
-import zipfile
-import zlib
 from dataclasses import asdict, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from xferbench.core import files
+from xferbench.core.array_file import READ_ERRORS
 from xferbench.core.canonical import digest
 from xferbench.core.comparison import Comparison, Outcome
 from xferbench.core.errors import UserError
+from xferbench.core.json_shape import check_shape, read_json
 from xferbench.core.matrix_result import COLUMNS, matrix_from_json
 from xferbench.core.record import Record, json_values
+from xferbench.core.results_shape import MATRIX_SUITE
+from xferbench.core.results_shape import RESULTS as RESULTS_SHAPE
 from xferbench.core.run import (
     RESULTS_SCHEMA,
     Duplicate,
@@ -49,8 +51,6 @@ TASKS_FOLDER = "tasks"  # folder of the reports of a matrix's tasks
 NO_PLUGINS: Mapping[str, Plugin | None] = MappingProxyType({})
 # a row without values; its columns are the columns that every row has
 BLANK_ROW = TrialRow(plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe="")
-# keys of a suite that every version writes
-REQUIRED_SUITE_KEYS = frozenset({"name", "arch", "target", "metric", "margin", "alpha", "looks"})
 RERUN_ADVICE = "run the suite again: trials in the store are not computed twice"
 CONTENT_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)  # JSON without the content of a run
 
@@ -170,12 +170,11 @@ def read_run(path: Path) -> Run:
 def _read_companion(path: Path, unpack: Callable[[BinaryIO], tuple[str, tuple[T, ...]]]) -> tuple[str, tuple[T, ...]]:
     """Return the digest of the results that a file next to them belongs to, and the content of that file."""
     try:
-        with path.open("rb") as file:
-            return unpack(file)
+        return unpack(io.BytesIO(files.read_file(path)))
     except FileNotFoundError as error:
         advice = "copy both files, or " + RERUN_ADVICE
         raise UserError(f"{path} is missing", expected=f"the file next to {RESULTS}", do=advice) from error
-    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except READ_ERRORS as error:
         expected = "the file as xferbench wrote it"
         raise UserError(f"{path} cannot be read", found=_describe_error(error), expected=expected, do=RERUN_ADVICE) from error
 
@@ -244,14 +243,14 @@ def _csv_line(values: Sequence[Any]) -> str:
 def _load_results(path: Path) -> Mapping[str, Any]:
     """Return the content of ``results.json`` after :func:`check_results`."""
     try:
-        results: Any = json.loads(path.read_text(encoding="utf-8"))
+        results: Any = read_json(files.read_file(path), object)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing",
             expected="the folder of a finished run",
             do="pass the folder that `run --output` named",
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         expected = "JSON as xferbench wrote it"
         raise UserError(f"{path} cannot be read", found=_describe_error(error), expected=expected, do=RERUN_ADVICE) from error
     check_results(results, path)
@@ -276,19 +275,12 @@ def check_results(results: Any, path: Path) -> None:
             expected=f"schema {RESULTS_SCHEMA}",
             do="upgrade xferbench" if newer else "run the suite again: records in the store are reused",
         )
-    check_suite(results, path)
-
-
-def check_suite(results: Mapping[str, Any], path: Path) -> None:
-    """Check that the suite in the results has the keys that every reader needs.
-
-    Raises:
-        UserError: if it does not; the message names the missing keys.
-    """
-    suite = results.get("suite")
-    if not isinstance(suite, dict) or not suite.keys() >= REQUIRED_SUITE_KEYS:
-        missing = sorted(REQUIRED_SUITE_KEYS - set(suite if isinstance(suite, dict) else ()))
-        raise UserError(f"{path} is not a finished run", found=f"a suite without {', '.join(missing)}", do=RERUN_ADVICE)
+    try:
+        check_shape(results, RESULTS_SHAPE)
+        if results.get("matrix") is not None:
+            check_shape(results["suite"], MATRIX_SUITE, "suite")
+    except ValueError as error:
+        raise _not_a_run(path, error) from error
 
 
 def run_from_json(results: Mapping[str, Any], cells: tuple[TrialRow, ...], samples: tuple[SampleImages, ...] = ()) -> Run:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from xferbench.core.array_file import read_arrays
+from xferbench.core.json_shape import read_json
 from xferbench.core.record import Predictions, Record, json_values
+from xferbench.core.results_shape import INDEX
 from xferbench.core.run import TrialRow
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 SHARED_ARRAYS = ("example", "label", "group")
 ROW_ARRAYS = ("predicted", "p_true", "p_max", "sum_p2", "probabilities")
+# kinds of types of the arrays: text, unsigned and signed integers, floating point
+ARRAY_KINDS = {"key": "U", "example": "u", "label": "i", "group": "i", "predicted": "i", "probabilities": "f"}
+ARRAY_KINDS |= dict.fromkeys(("p_true", "p_max", "sum_p2"), "f")
 ROW_FIELDS = ("plugin", "arm", "variant", "view", "seed", "recipe")
 RECORD_FIELDS = ("fit", "scalars", "curve", "seconds", "fit_seconds", "place", "error")
 
@@ -77,13 +83,13 @@ def unpack_predictions(file: BinaryIO) -> tuple[str, tuple[TrialRow, ...]]:
     """Return the digest of the results that the file belongs to, and the cells.
 
     Raises:
-        OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error: if the file is not valid.
+        xferbench.core.array_file.READ_ERRORS: if the file is not valid.
     """
-    with np.load(file, allow_pickle=False) as arrays:
-        index = json.loads(arrays["index"].tobytes())
-        predictions: dict[str, Predictions] = {}
-        for number in range(sum(name.endswith("/key") for name in arrays.files)):
-            predictions |= _unpack_set({name: arrays[f"{number}/{name}"] for name in ("key", *SHARED_ARRAYS, *ROW_ARRAYS)})
+    arrays = read_arrays(file)
+    index = read_json(arrays["index"].tobytes(), INDEX)
+    predictions: dict[str, Predictions] = {}
+    for number in range(sum(name.endswith("/key") for name in arrays)):
+        predictions |= _unpack_set({name: arrays[f"{number}/{name}"] for name in ("key", *SHARED_ARRAYS, *ROW_ARRAYS)})
     records = {key: _record_from_entry(key, entry, predictions.get(key)) for key, entry in index["records"].items()}
     cells = tuple(
         TrialRow(**{name: entry[name] for name in ROW_FIELDS}, record=records[entry["key"]]) for entry in index["cells"]
@@ -92,11 +98,29 @@ def unpack_predictions(file: BinaryIO) -> tuple[str, tuple[TrialRow, ...]]:
 
 
 def _unpack_set(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    _check_set(arrays)
     common = {name: _widen(arrays[name]) for name in SHARED_ARRAYS}
     return {
         str(key): Predictions(**common, **{name: _widen(arrays[name][rank]) for name in ROW_ARRAYS})
         for rank, key in enumerate(arrays["key"])
     }
+
+
+def _check_set(arrays: Mapping[str, np.ndarray]) -> None:
+    """Check that the arrays of a set have the types and shapes of predictions of the same examples.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    rows, examples, classes = len(arrays["key"]), len(arrays["example"]), arrays["probabilities"].shape[-1:]
+    shapes = {"key": (rows,), **dict.fromkeys(SHARED_ARRAYS, (examples,)), **dict.fromkeys(ROW_ARRAYS, (rows, examples))}
+    shapes["probabilities"] += classes
+    shapes["group"] = shapes["group"] if len(arrays["group"]) else (0,)
+    for name, shape in shapes.items():
+        if arrays[name].dtype.kind != ARRAY_KINDS[name] or arrays[name].shape != shape:
+            raise ValueError(f"{name}: an array of {arrays[name].dtype} {arrays[name].shape}")
+    if min(arrays["label"].min(initial=0), arrays["predicted"].min(initial=0)) < 0:
+        raise ValueError("negative classes")
 
 
 def _widen(values: np.ndarray) -> np.ndarray:

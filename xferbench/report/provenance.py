@@ -6,7 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from xferbench.core.json_shape import read_json
 from xferbench.core.record import json_values
+from xferbench.core.results_shape import EVIDENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,5 +70,5 @@ def read_evidence(file: BinaryIO) -> tuple[str, tuple[dict[str, Any]]]:
     Raises:
         ValueError, KeyError, TypeError: if the file is damaged.
     """
-    values = json.load(file)
+    values = read_json(file.read(), {"run": str, **EVIDENCE})
     return values["run"], ({name: value for name, value in values.items() if name not in RESERVED_KEYS},)

@@ -10,14 +10,17 @@ import base64
 import io
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from xferbench.core.array_file import read_arrays
+from xferbench.core.json_shape import read_json
+from xferbench.core.results_shape import SAMPLES_INDEX
 from xferbench.core.run import SampleImages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 MAX_CHARACTERS = 600_000  # total characters of all images on the page
 THUMBNAIL_SIDES = (96, 64, 48, 32, 24)  # sides in pixels, tried until the images fit the budget
@@ -50,22 +53,20 @@ def unpack_samples(file: BinaryIO) -> tuple[str, tuple[SampleImages, ...]]:
     """Return the digest of the results that the file belongs to, and the samples.
 
     Raises:
-        OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error: if the file is not valid.
+        xferbench.core.array_file.READ_ERRORS: if the file is not valid.
     """
-    with np.load(file, allow_pickle=False) as arrays:
-        index = json.loads(arrays["index"].tobytes())
-        return index["run"], tuple(_samples_from_entry(entry, arrays[str(k)]) for k, entry in enumerate(index["samples"]))
+    arrays = read_arrays(file)
+    index = read_json(arrays["index"].tobytes(), SAMPLES_INDEX)
+    return index["run"], tuple(_samples_from_entry(entry, arrays[str(k)]) for k, entry in enumerate(index["samples"]))
 
 
-def _samples_from_entry(entry: dict[str, object], images: np.ndarray) -> SampleImages:
-    role, title, arms, labels = (entry[name] for name in SAMPLE_FIELDS)
+def _samples_from_entry(entry: Mapping[str, Any], images: np.ndarray) -> SampleImages:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not all(images.shape):
         raise ValueError(f"images of {images.dtype} {images.shape}")
-    if not isinstance(arms, list) or not isinstance(labels, list) or len(labels) != len(images):
+    if len(entry["labels"]) != len(images):
         raise ValueError("labels do not match the images")
-    return SampleImages(
-        role=str(role), title=str(title), arms=tuple(map(str, arms)), images=images, labels=tuple(map(str, labels))
-    )
+    lists = {name: tuple(entry[name]) for name in ("arms", "labels")}
+    return SampleImages(role=entry["role"], title=entry["title"], images=images, **lists)
 
 
 def encode_images(samples: Sequence[SampleImages], budget: int = MAX_CHARACTERS) -> tuple[EncodedImages, ...]:
