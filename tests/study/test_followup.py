@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from test_audits import FINISHED, PROFILE, SUITE
 
-from xferbench.core.interventions import AssignClasses, ProbeHead, RecalibrateBatchNorm
+from xferbench.core.interventions import AssignClasses, FitClassBias, ProbeHead, RecalibrateBatchNorm
 from xferbench.core.pipeline import replace_serving
 from xferbench.core.reason import Code
 from xferbench.plugins import batchnorm_drift, class_order, linear_probe
@@ -32,7 +32,7 @@ def replay_audits(scores):
     lab = audit_lab(scores)
     step, records = fake_lab.replay_study(study, lab)
     drafts = findings.build_findings(study.suite, step, records)
-    followup_by_plugin = followup.followup_study(study, step)
+    followup_by_plugin = followup.followup_study(study, step, records)
     if followup_by_plugin is None:
         return None, messages.write_findings(drafts)
     followup_step, _ = fake_lab.replay_study(followup_by_plugin[1], lab, records)
@@ -87,6 +87,23 @@ def test_a_probe_is_no_repair_however_accurate_it_is():
     assert repair == "batchnorm-drift"
 
 
+def test_the_repair_that_restores_most_is_made_whatever_harm_its_check_measures():
+    (contrast,) = class_order.audit.contrasts
+    fitted = replace(contrast, weights={("cured", "bias-fitted"): 1.0, ("subject", "bias-fitted"): -1.0})
+    audits = (replace(class_order.audit, contrasts=(fitted,)), replace(batchnorm_drift.audit, measures={}))
+    study = Study(suite=SUITE, profile=PROFILE, plugins=audits, subject=FINISHED, context=fake_lab.CONTEXT)
+
+    def accuracy(trial):
+        if ORDER in trial.model.edits:
+            return 0.7 if FitClassBias() in trial.model.edits else 0.9
+        return 0.8 if STATISTICS in trial.model.edits else 0.4
+
+    step, records = fake_lab.replay_study(study, fake_lab.fake_lab(accuracy))
+    harms = {name: decision.harm.estimate.harm for name, decision in step.decisions.items()}
+    assert harms["audit/class-order/harm"] < harms["batchnorm-drift/harm"]
+    assert followup.followup_study(study, step, records)[0] == "audit/class-order"
+
+
 def test_a_single_failure_has_no_followup():
     assert replay_audits({(ORDER,): 0.9})[0] is None
 
@@ -129,7 +146,7 @@ def test_the_cost_includes_the_trials_of_the_followup():
     scores = {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5}
     lab = audit_lab(scores)
     step, records = fake_lab.replay_study(study, lab)
-    repair, followup_plan = followup.followup_study(study, step)
+    repair, followup_plan = followup.followup_study(study, step, records)
     followup_step, all_records = fake_lab.replay_study(followup_plan, lab, records)
     executed = execute.StudyResult(
         study=study,

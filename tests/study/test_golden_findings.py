@@ -237,7 +237,7 @@ def run_repaired_audits(scores):
         {reference: {name: 0.0} for audit in audits for name, reference in audit.measures.items()},
     )
     step, records = fake_lab.replay_study(study, lab)
-    followup_plan = followup.followup_study(study, step)
+    followup_plan = followup.followup_study(study, step, records)
     if followup_plan is not None:
         followup_step, records = fake_lab.replay_study(followup_plan[1], lab, records)
     return build_run.build_run(

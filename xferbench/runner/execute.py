@@ -112,7 +112,7 @@ def execute(
         submit = partial(submit_group, engine, cache)
         step = run_to_completion(study, records, db, submit, counter, on_progress)
         remaining = None
-        if planned := followup.followup_study(study, step):
+        if planned := followup.followup_study(study, step, records):
             plugin, followup_study = planned
             followup_step = run_to_completion(followup_study, records, db, submit, counter, on_progress)
             remaining = followup.Followup(by=plugin, study=followup_study, step=followup_step)

@@ -122,7 +122,7 @@ def run_shard(
             )
         submit = partial(submit_group, engine, store.cache_folder(path))
         step = run_to_completion(study, records, db, submit, counter, on_progress, is_mine)
-        if not step.pending and (planned := followup.followup_study(study, step)):
+        if not step.pending and (planned := followup.followup_study(study, step, records)):
             step = run_to_completion(planned[1], records, db, submit, counter, on_progress, is_mine)
         store.trim_cache(store.cache_folder(path))
     if frozen:

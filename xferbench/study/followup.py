@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
+from xferbench.analysis import metrics
 from xferbench.core.interventions import AssignClasses, BatchNormEdit, RotateClasses
 from xferbench.core.pipeline import replace_data
 from xferbench.core.reason import Code, because
+from xferbench.study.schedule import records_by_term
 from xferbench.study.trials import training_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from xferbench.core.pipeline import Pipeline
+    from xferbench.core.record import Record
     from xferbench.study.draft import Draft
     from xferbench.study.plugin_state import PluginState
     from xferbench.study.schedule import Schedule
@@ -35,25 +39,35 @@ class Followup:
     step: Schedule
 
 
-def followup_study(study: Study, schedule: Schedule) -> tuple[str, Study] | None:
-    """Return the plugin with the largest harm whose repair is confirmed, and a study of the other failures after this repair.
+def followup_study(study: Study, schedule: Schedule, records: Mapping[str, Record]) -> tuple[str, Study] | None:
+    """Return the plugin whose confirmed repair restores most, and a study of the other failures after this repair.
 
-    The harm is in the suite's metric. The result is None if nothing was repaired or nothing else failed.
+    What a repair restores is the suite's metric of the repaired network on the test images. Two harms do not say it, since a
+    check may compare networks with a fitted bias. The result is None if nothing was repaired or nothing else failed.
     """
-    harms = {name: decision.harm.estimate.harm for name, decision in schedule.decisions.items() if decision.verdict == "FAIL"}
+    failed = [name for name, decision in schedule.decisions.items() if decision.verdict == "FAIL"]
     states = {
         f"{state.plugin.id}/{contrast.name}": state for state in schedule.states for _, contrast in state.contrasts("paired")
     }
-    repairs = [name for name in harms if is_repair(states[name], study.suite.rules.metric)]
-    if len(harms) < 2 or not repairs:
+    repairs = [states[name] for name in failed if is_repair(states[name], study.suite.rules.metric)]
+    if len(failed) < 2 or not repairs:
         return None
-    largest = states[max(repairs, key=lambda name: harms[name])]
+    largest = max(repairs, key=lambda state: _repaired_score(state, schedule, records, study.suite.rules.metric))
     before, repaired = (largest.arms[arm].pipeline for arm in ("subject", "cured"))
     assert before is not None, "the arms of a decided contrast are resolved"
     assert repaired is not None, "the arms of a decided contrast are resolved"
-    others = tuple(states[name].plugin for name in harms if states[name].plugin.id != largest.plugin.id)
+    others = tuple(states[name].plugin for name in failed if states[name].plugin.id != largest.plugin.id)
     subject = _train_on_served_form(before, repaired)
     return (largest.plugin.id, replace(study, subject=subject, plugins=others)) if others else None
+
+
+def _repaired_score(state: PluginState, schedule: Schedule, records: Mapping[str, Record], metric: str) -> float:
+    """Return the metric of the repaired network on the test images, larger is better; −∞ if it was not evaluated there."""
+    by_term = records_by_term(schedule.requests, state.plugin.id, records)
+    predictions = [record.predictions for (arm, view, _), record in by_term.items() if (arm, view) == ("cured", "test")]
+    scores = [metrics.metric_value(part, metric) for part in predictions if part is not None]
+    sign = -1 if metrics.get_metric(metric).loss else 1
+    return sign * sum(scores) / len(scores) if scores else -inf
 
 
 def _train_on_served_form(before: Pipeline, repaired: Pipeline) -> Pipeline:
