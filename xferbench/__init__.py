@@ -13,9 +13,11 @@
 The command line offers the same: ``xferbench --help``.
 """
 
-from __future__ import annotations
+from xferbench.core.import_path import clean_import_path
 
-from typing import TYPE_CHECKING
+clean_import_path()  # before any import that a file in the current folder could shadow, even __future__
+
+from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,15 +33,15 @@ __all__ = ["Event", "Finding", "Run", "TransferWarning", "cross", "run", "watch"
 
 
 def run(
-    suite: str | Path | Suite,
+    suite: "str | Path | Suite",
     *,
-    output: str | Path | None = None,
-    store: str | Path | None = None,
+    output: "str | Path | None" = None,
+    store: "str | Path | None" = None,
     device: str = "auto",
     workers: int | None = None,
     allow_code: bool = False,
-    plan: str | Path | None = None,
-) -> Run:
+    plan: "str | Path | None" = None,
+) -> "Run":
     """Run a suite and return its findings. Records in the store are reused.
 
     Args:
@@ -65,14 +67,14 @@ def run(
 
 
 def cross(
-    suite: str | Path | Suite,
+    suite: "str | Path | Suite",
     *,
-    output: str | Path | None = None,
-    store: str | Path | None = None,
+    output: "str | Path | None" = None,
+    store: "str | Path | None" = None,
     device: str = "auto",
     workers: int | None = None,
     allow_code: bool = False,
-) -> Run:
+) -> "Run":
     """Run a suite with a [matrix], which compares recipes over targets, sizes and backbones.
 
     The ``to_frame()`` of the run has a row for each task, recipe and seed; ``run.matrix`` has the comparisons and claims.
@@ -95,15 +97,15 @@ def cross(
 
 
 def watch(
-    model: Any,
-    optimizer: Any | Iterable[Any],
+    model: "Any",
+    optimizer: "Any | Iterable[Any]",
     *,
-    recipe: Recipe | Phase | Mapping[str, Any] | None = None,
+    recipe: "Recipe | Phase | Mapping[str, Any] | None" = None,
     head: str = "",
-    shape: Any = None,
+    shape: "Any" = None,
     every: int = 10,
     on_event: str = "warn",
-) -> Watch:
+) -> "Watch":
     """Watch a training loop, and report the step, the tensor and the cause when transfer goes wrong.
 
     ::

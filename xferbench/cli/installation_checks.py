@@ -26,6 +26,7 @@ from xferbench.core.version import __version__
 from xferbench.report import format
 from xferbench.runner import discovery, environment, store
 from xferbench.runner.engines import local
+from xferbench.runner.engines.child_process import child_command, child_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,9 +87,9 @@ def check_resources(cores: int, memory: int | None, quota: float | None, limit: 
 
 def installation_report() -> tuple[list[dict[str, Any]], str]:
     """Return what a separate process reports about torch, one entry a line, and how it failed, or ""."""
-    command = [sys.executable, "-m", "xferbench.lab.worker.installation"]
+    command, variables = child_command("xferbench.lab.worker.installation"), child_environment()
     try:
-        process = subprocess.run(command, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)  # noqa: S603 - fixed words
+        process = subprocess.run(command, env=variables, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)  # noqa: S603 - fixed words
     except subprocess.TimeoutExpired as expired:
         return _json_lines(expired.stdout or b""), f"took more than {TIMEOUT_SECONDS:g} s"
     last = (process.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]

@@ -6,12 +6,12 @@ Reads entry points of the group ``xferbench.interventions``, which have spelling
 from __future__ import annotations
 
 import re
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from xferbench.config import validation
 from xferbench.core import interventions
 from xferbench.core.errors import UserError
+from xferbench.core.installed import entry_points
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -7,12 +7,12 @@ measurement of a finished checkpoint) or both; an entry point ``module:plugin`` 
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError, suggest
+from xferbench.core.installed import entry_points
 from xferbench.core.plugin import Plugin, Profile
 from xferbench.core.requirements import plugin_for_suite
 from xferbench.core.run import AUDIT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -20,6 +21,9 @@ INSTRUCTION_VARIABLES = (
     "MKL_ENABLE_INSTRUCTIONS",
 )  # variables of torch, oneDNN and MKL
 VECTOR_FLAGS = {"AVX-512": "avx512f", "AVX2": "avx2", "SVE": "sve", "NEON": "asimd"}
+# variables of git that name the files of the user's own configuration; others may name programs or another repository
+GIT_FILES = {"GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM"}
+USER_SCOPES = {"system", "global", "command"}  # configuration of git that the repository does not contain
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn", "pillow", "safetensors")
 
 
@@ -86,14 +90,45 @@ def vector_instructions() -> str:
 
 
 def git_revision() -> str | None:
-    """Return the commit of the current folder, followed by ``+changes`` if files differ; None outside a repository."""
+    """Return the commit of the current folder, followed by ``+changes`` if files differ; None outside a repository.
+
+    The repository may be somebody else's, so nothing that its configuration names is run. If it configures filters of its own,
+    which git would run to compare files, the files are not compared and the commit is followed by ``+unchecked``.
+    """
+    git = _find_git()
+    if git is None:
+        return None
     try:
-        commit, changes = (_run_git("rev-parse", "HEAD"), _run_git("status", "--porcelain", "--untracked-files=no"))
+        commit = _run_git(git, "rev-parse", "HEAD")
+        scopes = _run_git(git, "config", "--null", "--show-scope", "--name-only", "--list").split("\0")
+        has_filters = any(
+            name.lower().startswith("filter.") and scope not in USER_SCOPES
+            for scope, name in zip(scopes[::2], scopes[1::2], strict=False)
+        )
+        status = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all", "--no-renames")
+        changes = "" if has_filters else _run_git(git, *status)
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if changes else "")
+    return commit + ("+unchecked" if has_filters else "+changes" if changes else "")
 
 
-def _run_git(*arguments: str) -> str:
-    command = ["git", "--no-optional-locks", *arguments]  # reading the status must not write into the user's repository
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words
+def _find_git() -> str | None:
+    """Return the installed git; a program of this name in the current folder is not run, not even if PATH names the folder."""
+    folders = [folder for folder in os.get_exec_path() if Path(folder).is_absolute()]
+    git = shutil.which("git", path=os.pathsep.join(folders))
+    return git if git and Path(git).parent.resolve() != Path.cwd() else None
+
+
+def _run_git(git: str, *arguments: str) -> str:
+    # Reading the status must neither write into the user's repository nor run a hook, a monitor, a pager or a transport.
+    safe = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "--no-pager", "--no-optional-locks")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in GIT_FILES}
+    return subprocess.run(  # noqa: S603 - fixed words
+        [git, *safe, *arguments],
+        env=variables | {"GIT_ALLOW_PROTOCOL": "", "GIT_TERMINAL_PROMPT": "0"},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=10,
+    ).stdout.strip()

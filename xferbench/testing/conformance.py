@@ -84,7 +84,11 @@ def check_import(plugin: Plugin) -> None:
         )
         path = os.pathsep.join(entry or os.curdir for entry in sys.path)
         done = subprocess.run(  # noqa: S603 - this interpreter, on a module that is imported here already
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+            [sys.executable, "-P", "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         error = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         what = f"module {module} cannot be imported alone"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from xferbench.runner.engines.child_process import child_command, child_environment
 from xferbench.runner.engines.worker_process import receive_value, send_value
 
 if TYPE_CHECKING:
@@ -35,12 +35,11 @@ def available_cores() -> int:
 
 def _start_process() -> subprocess.Popen[bytes]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    command = [sys.executable, "-m", "xferbench.runner.engines.worker_process"]
     return subprocess.Popen(
-        command,
+        child_command("xferbench.runner.engines.worker_process"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=MALLOC_VARIABLES | os.environ | threads,
+        env=MALLOC_VARIABLES | child_environment() | threads,
         start_new_session=True,
     )
 
