@@ -187,7 +187,7 @@ ERRORS = [
     (KeyboardInterrupt(), 130, "xferbench: interrupted; finished results are kept\n  do: to continue, run xferbench run quick"),
     (Interrupted(12), 130, "xferbench: interrupted; 12 finished results are kept\n  do: to continue, run xferbench run quick"),
     (RuntimeError("boom"), 3, "xferbench: crashed: RuntimeError: boom\n  do: run it again with --debug"),
-    (AssertionError(), 3, "xferbench: crashed: AssertionError: \n"),
+    (AssertionError(), 3, "xferbench: crashed: AssertionError\n"),
     (SystemExit(0), 3, "xferbench: crashed: SystemExit: 0"),
     (
         RuntimeError("Traceback (most recent call last):\n  File x\nValueError: far away"),
@@ -239,3 +239,21 @@ def test_an_ascii_terminal_is_not_an_error():
     process = invoke_process("explain", "batchnorm-drift", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (process.returncode, process.stderr) == (0, "")
     assert "\\u03bc" in process.stdout
+
+
+def test_no_name_becomes_a_command_of_a_workflow(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.chdir(tmp_path)
+    names = ("::error::a.toml", "x\n::error::b.toml", "##[error]c.toml", "y" * 70 + " ::error::d.toml", "\x1b[2Je.toml")
+    for name in names:
+        (tmp_path / name).write_text('schema = 1\nname = "x"\nplugins = ["::error::p\\n##[group]p"]\n"::error::key" = 1\n')
+    for arguments in (["validate", *names], *(["run", name] for name in names), ["report", "::error::f"]):
+        assert main.main(arguments) == exit_code.USAGE_ERROR
+        out, err = capsys.readouterr()
+        assert err
+        for line in (out + err).splitlines():
+            assert not line.strip().startswith("::") and "##[" not in line
+            assert line.isprintable()
+    with pytest.raises(SystemExit):
+        main.main(["run", "quick", "::error::extra\n::error::more"])
+    assert "\n::" not in capsys.readouterr().err

@@ -60,3 +60,14 @@ def test_suggest_lists_all_known_names_in_order():
 def test_suggest_does_not_guess_for_a_name_unlike_all_others(name):
     assert suggest(name, KEYS).startswith("known: ")
     assert suggest(name, ()) == "known: "
+
+
+def test_each_part_of_a_message_is_one_printable_line():
+    error = UserError("a\n::error::b.toml", found="x\x1b[2J\r\ny", expected="\u202eabc", do="run a\nthen\x07 b")
+    assert str(error).splitlines() == [
+        "a ::error::b.toml",
+        "  found: x [2J y",
+        "  expected: abc",
+        "  do: run a",
+        "      then  b",
+    ]

@@ -31,7 +31,7 @@ def exit_status(error: BaseException, command: str = "the same command") -> tupl
         return exit_code.USAGE_ERROR, UserError("a file could not be read or written", found=str(error), do=do)
     last = (str(error).strip().splitlines() or [""])[-1]  # the message of a worker process is its whole traceback
     do = "run it again with --debug and report the output; finished results are kept"
-    return exit_code.CRASHED, UserError(f"crashed: {type(error).__name__}: {last}", do=do)
+    return exit_code.CRASHED, UserError(": ".join(filter(None, ("crashed", type(error).__name__, last))), do=do)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from xferbench.analysis import exit_code
 from xferbench.cli import audit, compare, doctor, explain, gate, init, ls, manifest, merge, report, run, validate
 from xferbench.cli.exit_status import discard_output, exit_status, interrupt_on_termination, tolerate_broken_pipe
 from xferbench.core.errors import suggest
+from xferbench.core.guarded_output import guard_output
 from xferbench.core.version import __version__
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without − or × must not cause a crash
+    with guard_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(argv)
     arguments.command_line = shlex.join(["xferbench", *(sys.argv[1:] if argv is None else argv)])
     code = exit_code.PASSED

@@ -7,6 +7,8 @@ from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from xferbench.core.printable import one_line, printable_block
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -18,6 +20,8 @@ MAX_PART_LENGTH = 2000  # characters of a part of a message, which may quote a v
 class UserError(Exception):
     """A mistake in the user's input; the command line prints it without a traceback and exits with code 2.
 
+    The message has a line for each part, whatever line breaks and control characters a name in it has; ``do`` may have several.
+
     Args:
         what: what is wrong, with its location (file and key).
         found: what was found.
@@ -27,9 +31,12 @@ class UserError(Exception):
 
     def __init__(self, what: str, *, found: str = "", expected: str = "", do: str = "") -> None:
         self.what, self.found, self.expected, self.do = map(_shorten, (what, found, expected, do))
-        what, found, expected, do = self.what, self.found, self.expected, self.do
-        parts = (("found", found), ("expected", expected), ("do", do))
-        super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts if text)]))
+        super().__init__(self.what)
+
+    def __str__(self) -> str:
+        steps = "\n      ".join(printable_block(self.do).splitlines())
+        parts = (("found", one_line(self.found)), ("expected", one_line(self.expected)), ("do", steps))
+        return "\n".join([one_line(self.what), *(f"  {name}: {text}" for name, text in parts if text)])
 
     def at(self, what: str) -> UserError:
         """Return the same error with another location."""

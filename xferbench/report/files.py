@@ -17,6 +17,7 @@ from xferbench.core.array_file import READ_ERRORS
 from xferbench.core.canonical import digest
 from xferbench.core.comparison import Comparison, Outcome
 from xferbench.core.errors import UserError
+from xferbench.core.guarded_output import unguarded
 from xferbench.core.json_shape import check_shape, read_json
 from xferbench.core.matrix_result import COLUMNS, matrix_from_json
 from xferbench.core.record import Record, json_values
@@ -100,7 +101,7 @@ def write_run(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = 
 def _publish(run: Run, summary: str) -> None:
     announced = matrix_tables.with_recipe_findings(run, plugins=False)  # the reports of the tasks announced their plugins
     try:
-        github.publish(announced, summary, environ=os.environ, stream=sys.stderr)
+        github.publish(announced, summary, environ=os.environ, stream=unguarded(sys.stderr))
     except OSError as error:
         raise UserError("the job summary cannot be written", found=str(error), do="unset GITHUB_STEP_SUMMARY") from error
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from math import isnan
 from typing import TYPE_CHECKING, Any
+
+from xferbench.core import printable
 
 if TYPE_CHECKING:
     from xferbench.core.run import Estimate
 
 MISSING = "–"
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+")
 PERCENT_UNITS = {
     "accuracy",
     "balanced accuracy",
@@ -19,14 +19,7 @@ PERCENT_UNITS = {
 }  # units whose numbers are printed in percentage points
 
 
-def one_line(text: object) -> str:
-    """Return a text as one printable line; control characters, line breaks and direction marks become spaces."""
-    return UNPRINTABLE.sub(" ", str(text)).strip()
-
-
-def printable_block(text: object) -> str:
-    """Return a text with its line breaks; other unprintable characters become spaces."""
-    return "\n".join(UNPRINTABLE.sub(" ", line).rstrip() for line in str(text).splitlines())
+one_line, printable_block = printable.one_line, printable.printable_block
 
 
 def shorten(text: object, most: int) -> str:

@@ -128,8 +128,8 @@ def _line_number(lines: list[str], patterns: tuple[str, ...]) -> int:
 
 
 def _escape_data(value: object) -> str:
-    return str(value).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return format.printable_block(value).replace("%", "%25").replace("\n", "%0A")
 
 
 def _escape_property(value: object) -> str:
-    return _escape_data(value).replace(":", "%3A").replace(",", "%2C")
+    return _escape_data(format.one_line(value)).replace(":", "%3A").replace(",", "%2C")

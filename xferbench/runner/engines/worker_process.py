@@ -19,6 +19,7 @@ from threading import Thread
 from typing import IO, Any
 
 from xferbench.core.errors import UserError
+from xferbench.core.guarded_output import guard_output
 
 
 def main() -> None:
@@ -29,6 +30,11 @@ def main() -> None:
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
+    with guard_output():  # a library's warning may contain a name too
+        _serve(requests, results)
+
+
+def _serve(requests: IO[bytes], results: IO[bytes]) -> None:
     calls: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(requests, calls), daemon=True).start()
     import_module("xferbench.lab.worker.determinism").configure(threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
