@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from factory import SCRATCH, make_cells, make_findings, make_predictions, make_run
 
-from xferbench.analysis import intervals, multiplicity
+from xferbench.analysis import exit_code, intervals, multiplicity
 from xferbench.analysis.compare import compare as compare_runs
 from xferbench.core.comparison import CANNOT_TELL, CRASHED, NOT_WORSE, SKIPPED, WORSE
 from xferbench.core.errors import UserError
@@ -411,3 +411,22 @@ def test_findings_of_the_factory_are_comparable():
     result = make_findings("negative-transfer", "PASS", cells, contrast=SCRATCH)
     run = make_run(cells=cells, findings=result, plugins=make_contrasts("negative-transfer"))
     assert compare_outcomes(run, run)[TRANSFER].decision == NOT_WORSE
+
+
+def test_fewer_seeds_than_accepted_decide_nothing_but_a_loss():
+    def cut(run, seeds, verdict):
+        cells = tuple(cell for cell in run.cells if cell.seed < min(cell.seed for cell in run.cells) + seeds)
+        return replace(run, cells=cells, findings=tuple(replace(finding, verdict=verdict) for finding in run.findings))
+
+    for verdict in ("PASS", "INCONCLUSIVE"):
+        comparison = compare(make_plugin_run(), cut(make_plugin_run(), 3, verdict))
+        assert {outcome.decision for outcome in comparison.outcomes} == {CANNOT_TELL}
+        assert "this run has 3 seeds and the accepted run has 5" in comparison.outcomes[0].reason
+        for fail_on in ("fail", "inconclusive"):
+            code = exit_code.exit_code(make_plugin_run().findings, fail_on=fail_on, comparison=comparison)
+            assert code == exit_code.INCONCLUSIVE
+    worse = compare(make_plugin_run(), cut(make_plugin_run(subject=0.4), 3, "INCONCLUSIVE"))
+    assert worse.outcomes[0].decision == WORSE
+    early = make_plugin_run(suite=make_plugin_run().suite | {"looks": [3, 5]})
+    assert not compare(early, cut(early, 3, "PASS")).has_too_few_seeds, "its look at 3 seeds decided"
+    assert compare(early, cut(early, 3, "INCONCLUSIVE")).has_too_few_seeds, "its budget ended at 3 seeds"

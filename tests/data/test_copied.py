@@ -90,6 +90,7 @@ def test_commands_of_the_workflow_are_valid_and_their_files_exist(command):
     suite = loader.load_suite(loader.find_suite(str(ROOT / arguments.suite)))
     assert suite.recipe is not None
     assert len(suite.rules.looks) == 1
+    assert arguments.fail_on == "inconclusive", "what is not decided is no pass"
     assert (ROOT / arguments.baseline).is_file()
     if arguments.candidate is None:
         assert loader.parse_duration(arguments.budget) < 60 * JOBS["gate"]["timeout-minutes"]

@@ -145,3 +145,14 @@ def test_a_crash_is_stored(tmp_path):
 def test_a_run_of_several_plugins_is_packed_with_all_plugins():
     run = make_run(plugins=make_contrasts("batchnorm-drift", "negative-transfer"))
     assert json.loads(baseline.pack_baseline(run))["results"]["plugins"].keys() == {"batchnorm-drift", "negative-transfer"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"batchnorm-drift/harm": "PASS"}, {}, {"batchnorm-drift/harm": "FAIL", "more": "PASS"}, None]
+)
+def test_verdicts_that_the_results_do_not_have_are_refused(file, change):
+    content = json.loads(file.read_text())
+    assert content["verdicts"] == {"batchnorm-drift/harm": "FAIL"}
+    file.write_text(json.dumps(content | {"verdicts": change}))
+    with pytest.raises(UserError, match="verdicts that differ"):
+        baseline.read_baseline(file)

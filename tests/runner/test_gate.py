@@ -265,3 +265,32 @@ def test_read_candidate_reads_a_run_of_its_suite(folder):
     assert gating.read_candidate(folder / "out", suites.load_suite(folder / "suite.toml")).suite["name"] == "resumed"
     with pytest.raises(UserError, match="is missing"):
         gating.read_candidate(folder / "nowhere", suites.load_suite(folder / "suite.toml"))
+
+
+@pytest.mark.parametrize("name", gating.PROBABILITIES)
+def test_a_candidate_with_predictions_that_are_no_numbers_is_refused(folder, monkeypatch, name):
+    suite = suites.load_suite(folder / "suite.toml")
+    run = gating.read_candidate(folder / "out", suite)
+    first = run.cells[0].record.predictions
+    values = getattr(first, name).copy()
+    values.flat[3] = float("nan")
+    damaged = replace(run.cells[0], record=replace(run.cells[0].record, predictions=replace(first, **{name: values})))
+    monkeypatch.setattr(gating, "read_single_task", lambda _: replace(run, cells=(damaged, *run.cells[1:])))
+    with pytest.raises(UserError, match="not numbers"):
+        gating.read_candidate(folder / "out", suite)
+
+
+def test_results_with_numbers_that_json_lacks_are_refused(folder, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "out")
+    file = tmp_path / "out" / "results.json"
+    file.write_text(file.read_text().replace('"margin": 0.', '"margin": NaN, "was": 0.', 1))
+    with pytest.raises(UserError, match="cannot be read"):
+        files.read_run(file)
+
+
+def test_a_budget_that_ends_before_the_accepted_seeds_is_no_pass(folder, tmp_path):
+    arguments = ["--baseline", str(folder / "accepted.json"), "--budget", "1s", "--set", "recipe.steps=9"]
+    code = main.main(
+        ["gate", str(folder / "suite.toml"), "--store", str(tmp_path / "s"), "-o", str(tmp_path / "o"), *arguments]
+    )
+    assert code in {exit_code.INCONCLUSIVE, exit_code.USAGE_ERROR, exit_code.FAILED}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench.analysis import decisions, pairing
 from xferbench.analysis.compatibility import plugin_source
 from xferbench.analysis.decisions import UNDECIDED_VERDICTS, ContrastFindings
-from xferbench.core.comparison import SUBJECT
+from xferbench.core.comparison import CANNOT_TELL, NOT_WORSE, SUBJECT
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.record import json_values
 from xferbench.core.run import contrast_id
@@ -32,11 +32,13 @@ class ComparisonDraft:
         accepted: name, time and environment of the accepted run.
         outcomes: each outcome without a sentence, with its reason.
         notes: how the runs were paired.
+        has_too_few_seeds: whether the candidate ended before the seeds of the accepted run, and not at a look of its own.
     """
 
     accepted: Mapping[str, Any]
     outcomes: tuple[tuple[Outcome, Reason], ...]
     notes: tuple[Reason, ...]
+    has_too_few_seeds: bool
 
 
 def compare(accepted: Run, candidate: Run) -> ComparisonDraft:
@@ -79,8 +81,31 @@ def compare(accepted: Run, candidate: Run) -> ComparisonDraft:
         for name, findings in accepted_contrasts.items()
         if name not in candidate_contrasts and findings.verdict not in UNDECIDED_VERDICTS
     ]
+    short = {name for name, pair in pairs.items() if _is_short(pair, candidate_contrasts, name)}
+    outcomes = [_undecided(*entry, pairs[entry[0].id]) if entry[0].id in short else entry for entry in outcomes]
     notes = tuple(_pairing_notes(pairs.values()))
-    return ComparisonDraft(accepted=_run_summary(accepted), outcomes=tuple(outcomes), notes=notes)
+    return ComparisonDraft(
+        accepted=_run_summary(accepted), outcomes=tuple(outcomes), notes=notes, has_too_few_seeds=bool(short)
+    )
+
+
+def _is_short(pair: PairedContrast, candidate: Mapping[str, ContrastFindings], name: str) -> bool:
+    """Return whether the candidate has fewer seeds than the accepted run although its own looks did not end there.
+
+    A candidate may end at an early look if that look decided its verdict. A budget may end it anywhere, with an open verdict.
+    """
+    findings = [candidate[name]] if name in candidate else candidate.values()
+    is_open = any(finding.verdict == "INCONCLUSIVE" for group in findings for finding in group.findings)
+    old, new = pair.seeds
+    return new < old and (is_open or new not in pair.rules.looks)
+
+
+def _undecided(outcome: Outcome, reason: Reason, pair: PairedContrast) -> tuple[Outcome, Reason]:
+    """Return an outcome that fewer seeds cannot decide; a loss that they show stays one."""
+    if outcome.decision != NOT_WORSE:
+        return outcome, reason
+    old, new = pair.seeds
+    return replace(outcome, decision=CANNOT_TELL), because(Code.ENDED_EARLY, old=old, new=new)
 
 
 def _rules_of(run: Run) -> Rules:

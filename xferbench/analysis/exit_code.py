@@ -36,7 +36,8 @@ def exit_code(
     - 3: something crashed;
     - 1: there is a FAIL;
     - 5: there is neither a PASS nor an open verdict;
-    - 4: a verdict is open, if ``fail_on`` is ``"inconclusive"``;
+    - 4: a verdict is open, if ``fail_on`` is ``"inconclusive"``; or the run has fewer seeds than the accepted one, which
+      nothing excuses, because a small budget must not hide a loss;
     - 0: otherwise.
 
     Args:
@@ -62,4 +63,5 @@ def exit_code(
         return NO_VERDICT
     claims = matrix.claims if matrix is not None else ()
     is_open = "INCONCLUSIVE" in verdicts or any(claim["outcome"] in {"inconclusive", "not measured"} for claim in claims)
-    return INCONCLUSIVE if fail_on == "inconclusive" and is_open else PASSED
+    is_short = comparison is not None and comparison.has_too_few_seeds
+    return INCONCLUSIVE if is_short or (fail_on == "inconclusive" and is_open) else PASSED

@@ -85,14 +85,17 @@ class Comparison:
         accepted: the accepted run: ``name`` of the suite, ``file``, ``xferbench``, ``git``, ``ended``.
         outcomes: the outcomes; the first is that of the subject.
         notes: differences between the two runs that do not prevent a comparison.
+        has_too_few_seeds: whether the candidate has fewer seeds than the accepted run, for example because of a small budget.
     """
 
     accepted: Mapping[str, Any] = field(default_factory=dict)
     outcomes: tuple[Outcome, ...] = ()
     notes: tuple[str, ...] = ()
+    has_too_few_seeds: bool = False
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     """Return the ``gate`` of ``results.json``."""
     outcomes = [flat_values(outcome) for outcome in comparison.outcomes]
-    return {"accepted": comparison.accepted, "outcomes": outcomes, "notes": comparison.notes}
+    short = {"has_too_few_seeds": True} if comparison.has_too_few_seeds else {}
+    return {"accepted": comparison.accepted, "outcomes": outcomes, "notes": comparison.notes} | short

@@ -37,7 +37,8 @@ def read_json(data: bytes, shape: Shape) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    """Refuse NaN and Infinity: they are not JSON, xferbench never writes them, and a comparison with them is always false."""
+    raise ValueError(f"{name}, which is no number of JSON")
 
 
 def check_shape(value: Any, shape: Shape, where: str = "") -> None:

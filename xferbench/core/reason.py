@@ -82,6 +82,7 @@ class Code(Enum):
     OTHER_CONTRAST = auto()
     PAIRED_BY_RANK = auto()
     FEWER_SEEDS = auto()  # count, old, new
+    ENDED_EARLY = auto()  # old, new
     BASELINE_RERUN = auto()  # why: text
     BASELINE_NOT_RERUN = auto()  # why: text
     FILES_NOT_CHECKED = auto()

@@ -27,7 +27,7 @@ from xferbench.core.version import __version__
 from xferbench.report import files, predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from xferbench.core.run import TrialRow
 
@@ -58,7 +58,7 @@ def pack_baseline(run: Run) -> bytes:
     content = {
         "accepted": BASELINE_SCHEMA,
         "xferbench": __version__,
-        "verdicts": _verdicts(run),
+        "verdicts": _verdicts(results["findings"]),
         "sha256": _sha256(results, packed),
         "results": results,
         "predictions": packed,
@@ -66,9 +66,12 @@ def pack_baseline(run: Run) -> bytes:
     return (json.dumps(content, allow_nan=False, indent=1) + "\n").encode()
 
 
-def _verdicts(run: Run) -> dict[str, str]:
-    """Return the verdicts by id for the reader of a diff; a comparison uses the findings instead."""
-    return {finding.id: finding.verdict for finding in run.findings if finding.verdict != "INFO"}
+def _verdicts(findings: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the verdicts by id for the reader of a diff.
+
+    A comparison uses the findings, which are under the checksum. A file whose verdicts say anything else is refused.
+    """
+    return {finding["id"]: finding["verdict"] for finding in findings if finding["verdict"] != "INFO"}
 
 
 def _evidence(run: Run) -> dict[str, Any]:
@@ -133,6 +136,8 @@ def read_baseline(path: Path) -> Run:
             raise _unreadable(path, "content that differs from the checksum in the file")
         _check_schema(content, results["schema"], path)
         check_shape(results, ACCEPTED_RESULTS)
+        if content["verdicts"] != _verdicts(results["findings"]):
+            raise _unreadable(path, "verdicts that differ from those in its results")
         _, cells = predictions.unpack_predictions(io.BytesIO(base64.b64decode(packed, validate=True)))
         return files.run_from_json(results, cells)
     except READ_ERRORS as error:

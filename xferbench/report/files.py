@@ -317,7 +317,12 @@ def _comparison_from_json(entry: Mapping[str, Any] | None) -> Comparison | None:
     if entry is None:
         return None
     outcomes = tuple(from_flat(Outcome, outcome) for outcome in entry["outcomes"])
-    return Comparison(accepted=dict(entry["accepted"]), outcomes=outcomes, notes=tuple(entry["notes"]))
+    return Comparison(
+        accepted=dict(entry["accepted"]),
+        outcomes=outcomes,
+        notes=tuple(entry["notes"]),
+        has_too_few_seeds=bool(entry.get("has_too_few_seeds")),
+    )
 
 
 def _encode(text: str) -> bytes:

@@ -87,6 +87,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.OTHER_CONTRAST: "the contrast of the plugin has changed, so the two runs are not compared",
     Code.PAIRED_BY_RANK: "the seeds differ: the two runs are paired as independent trainings, which needs more seeds",
     Code.FEWER_SEEDS: "compared at {count} seeds: the accepted run has {old}, this run has {new}",
+    Code.ENDED_EARLY: ("not shown to be worse, but this run has {new} seeds and the accepted run has {old}; raise the budget"),
     Code.BASELINE_RERUN: "the accepted run was evaluated again in this job ({why})",
     Code.BASELINE_NOT_RERUN: "the accepted run could not be evaluated again in this job, so its stored results count: {why}",
     Code.FILES_NOT_CHECKED: (
@@ -138,7 +139,8 @@ def write_findings(drafts: Iterable[Draft]) -> tuple[Finding, ...]:
 def write_comparison(draft: ComparisonDraft) -> Comparison:
     """Return a comparison with its reasons and notes as text."""
     outcomes = [replace(outcome, reason=write_sentence(reason, outcome.estimate.unit)) for outcome, reason in draft.outcomes]
-    return Comparison(accepted=draft.accepted, outcomes=tuple(outcomes), notes=tuple(map(write_sentence, draft.notes)))
+    notes = tuple(map(write_sentence, draft.notes))
+    return Comparison(accepted=draft.accepted, outcomes=tuple(outcomes), notes=notes, has_too_few_seeds=draft.has_too_few_seeds)
 
 
 def write_matrix(run: Run) -> Run:

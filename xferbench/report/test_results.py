@@ -80,6 +80,8 @@ def test_outcome(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> 
     if outcome is None and not group:
         return TestOutcome(state=FAILED, message=NOT_IN_RESULTS)
     result = outcome.decision if outcome else group[0].verdict
+    if run.gate and run.gate.has_too_few_seeds:
+        fail_on = "inconclusive"
     properties = junit.finding_properties(group[0]) if group else {}
     properties |= {f"gate.{name}": value for name, value in junit.outcome_properties(outcome).items()} if outcome else {}
     message, *details = _decision_lines(outcome, group) if outcome else _verdict_lines(group)

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xferbench.analysis import compare, compatibility
 from xferbench.analysis.exit_code import CRASHED, NO_VERDICT, exit_code
 from xferbench.config import revive
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from xferbench.core.suite import Suite
 
 WRITE_ADVICE = "free some space, or choose another file with --accept"
+PROBABILITIES = ("p_true", "p_max", "sum_p2", "probabilities")  # fields of predictions
 ACCEPT_ADVICE = "accept a run here: xferbench gate SUITE --accept FILE"
 
 
@@ -132,7 +135,26 @@ def read_candidate(candidate: Path, suite: Suite) -> Run:
             expected=f"{key} {expected}",
             do="use the suite file of that run",
         )
+    _check_predictions(run, candidate)
     return run
+
+
+def _check_predictions(run: Run, candidate: Path) -> None:
+    """Refuse probabilities that are not numbers: a metric of them is no number either, and would decide nothing.
+
+    Raises:
+        UserError: that names the plugin and the arm.
+    """
+    for cell in run.cells:
+        predictions = cell.record.predictions
+        values = () if predictions is None else (getattr(predictions, name) for name in PROBABILITIES)
+        if not all(np.isfinite(array).all() for array in values):
+            raise UserError(
+                f"{candidate}: predictions that are not numbers",
+                found=f"NaN or infinity in {cell.plugin}, arm {cell.arm}, seed {cell.seed}",
+                expected="probabilities; a diverged network has the class frequencies",
+                do="run the suite again",
+            )
 
 
 def check_inputs(run: Run, candidate: Path, suite: Suite) -> tuple[Reason, ...]:
