@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +77,78 @@ def test_only_regular_files_within_the_limit_are_read(tmp_path):
             files.read_file(path)
     with pytest.raises(IsADirectoryError):
         files.read_file(tmp_path)
+
+
+class FullDisk:
+    """Let the n-th write of bytes fail, as on a full disk."""
+
+    def __init__(self, monkeypatch, number):
+        self.calls, self.number = 0, number
+        fsync = os.fsync
+
+        def fail_at(descriptor):
+            self.calls += 1
+            if self.calls == self.number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fail_at)
+
+
+def test_several_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch):
+    content = {tmp_path / name: b"old" for name in ("a.html", "b.npz", "results.json")}
+    files.write_files(content)
+    for number in range(1, len(content) + 1):
+        with monkeypatch.context() as patch:
+            FullDisk(patch, number)
+            with pytest.raises(UserError, match="cannot be written") as error:
+                files.write_files(dict.fromkeys(content, b"new"))
+        assert list(content)[number - 1].name in error.value.what and "No space left" in error.value.found
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == content
+    files.write_files(dict.fromkeys(content, b"new"))
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"new"}
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    FullDisk(monkeypatch, 1)
+    file = tmp_path / "weights"
+    file.write_bytes(b"old")
+
+    def write():
+        with files.replace_atomically(file) as part:
+            part.write_bytes(b"new")
+
+    with pytest.raises(OSError, match=re.escape(str(file))):
+        write()
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_damaged_cached_file_is_deleted(tmp_path):
+    file, folder = tmp_path / "a.npy", tmp_path / "b"
+    assert files.read_or_discard(file, Path.read_bytes) is None
+    file.write_bytes(b"x")
+    (folder / "deep").mkdir(parents=True)
+    assert files.read_or_discard(file, Path.read_bytes) == b"x"
+
+    def fail(_):
+        raise ZeroDivisionError
+
+    for path in (file, folder):
+        assert files.read_or_discard(path, fail) is None
+        assert not path.exists()
+
+
+def test_only_old_leftovers_of_processes_that_are_gone_are_swept(tmp_path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    old, data = time.time() - 7200, tmp_path / "data"
+    data.mkdir()
+    swept = [data / f".key.a1b2.{gone.stdout.strip()}", data / "tmpab12cd34", tmp_path / f".x.npz.{gone.stdout.strip()}"]
+    kept = [data / f".key.{os.getpid()}", data / "key", tmp_path / ".hidden", data / f".new.{gone.stdout.strip()}"]
+    for path in (*swept, *kept):
+        path.mkdir()
+        (path / "images.npy").write_bytes(b"")
+        if "new" not in path.name:
+            os.utime(path, (old, old))
+    files.sweep_leftovers(tmp_path)
+    assert not any(path.exists() for path in swept)
+    assert all(path.exists() for path in kept)

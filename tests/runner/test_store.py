@@ -355,3 +355,77 @@ def test_two_runs_trim_the_cache_at_the_same_time(folder, monkeypatch):
 
 def test_the_cache_is_next_to_its_store(tmp_path):
     assert store.cache_folder(tmp_path / "store.sqlite") == tmp_path / "store.sqlite.cache"
+
+
+DAMAGES = [
+    "update records set about = null",
+    "update records set about = 'x'",
+    "update records set about = '[]'",
+    "update records set about = replace(about, '0.8', '0.9')",
+    "update records set about = json_set(about, '$.more', 1)",
+    "update records set arrays = substr(arrays, 1, 100)",
+    "update records set arrays = x''",
+    "update records set seconds = 'a'",
+    "update records set seconds = seconds + 1",
+    "update records set fit = 'another'",
+    "update records set key = 'k', arrays = (select arrays from records where key = 'other') where key = 'k'",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_reported_and_deleted(db, damage):
+    store.put_record(db, make_record("k", 0.8, scalars={"score": 0.8}))
+    store.put_record(db, make_record("other", 0.3))
+    db.execute(damage if "where" in damage else f"{damage} where key = 'k'")
+    damaged = []
+    assert set(store.get_records(db, ["k", "other", "none"], damaged.append)) == {"other"}
+    assert damaged == ["k"]
+    store.put_record(db, make_record("k", 0.8))
+    assert_equal_records(store.get_records(db, ["k"])["k"], make_record("k", 0.8))
+
+
+def test_a_record_of_an_earlier_version_has_no_checksum_and_is_read(db):
+    store.put_record(db, make_record("k", 0.8))
+    db.execute("update records set about = json_remove(about, '$.checksum')")
+    assert_equal_records(store.get_records(db, ["k"])["k"], make_record("k", 0.8))
+
+
+@pytest.mark.parametrize("change", ["'{}'", "'x'", "null", "replace(about, '153', '154')", "json_remove(about, '$.groups')"])
+def test_a_damaged_profile_is_computed_again(db, change):
+    store.put_profile(db, "key", PROFILE)
+    db.execute(f"update facts set about = {change}")
+    assert store.get_profile(db, "key") is None
+    store.put_profile(db, "key", PROFILE)
+    assert store.get_profile(db, "key") == PROFILE
+
+
+def test_a_digest_that_is_no_text_is_computed_again(db, tmp_path):
+    file, compute = tmp_path / "weights.pth", Digester()
+    file.write_text("one")
+    digest = store.cached_digester(db, compute)
+    digest(file)
+    db.execute("update digests set digest = null")
+    assert (digest(file), compute.calls) == ("one", 2)
+
+
+def test_a_complete_store_on_a_read_only_disk_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "store.sqlite"
+    with store.open_store(path) as db:
+        store.put_record(db, make_record("k", 0.8))
+        store.put_record(db, make_record("damaged", 0.8))
+        db.execute("update records set seconds = 7 where key = 'damaged'")
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(f"file:{path}?mode=ro", uri=True, **options))
+    with store.open_store(path) as db:
+        assert set(store.get_records(db, ["k", "damaged"])) == {"k"}
+        store.put_profile(db, "key", PROFILE)
+        file = tmp_path / "weights.pth"
+        file.write_text("one")
+        assert store.cached_digester(db, Digester())(file) == "one"
+    with pytest.raises(UserError, match="cannot be used") as error, store.open_store(path) as db:
+        store.put_record(db, make_record("new", 0.8))
+    assert "readonly" in error.value.found and str(path) in error.value.what
+    empty = tmp_path / "empty.sqlite"
+    empty.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be used"), store.open_store(empty):
+        pass

@@ -216,3 +216,21 @@ def test_an_unwritable_output_is_an_error(tmp_path, monkeypatch):
         merge_stores(output, source)
     assert "readonly" in error.value.found
     assert output.read_bytes() == before
+
+
+def test_a_merge_prefers_sound_records(tmp_path):
+    sound, damaged, output = (tmp_path / f"{name}.sqlite" for name in ("sound", "damaged", "all"))
+    for path in (sound, damaged):
+        with store.open_store(path) as db:
+            for key in ("k", "other"):
+                store.put_record(db, make_record(key, 0.8))
+            if path == damaged:
+                db.execute("update records set seconds = seconds + 1 where key = 'k'")
+    for order in ((damaged, sound), (sound, damaged)):
+        counts = dict(store.merge_stores(output, order))
+        assert counts[damaged].damaged == 1 and counts[sound].damaged == 0
+        with store.open_store(output) as db:
+            assert set(store.get_records(db, ["k", "other"])) == {"k", "other"}
+            db.execute("update records set fit = 'x' where key = 'k'")  # the next merge replaces it
+        assert dict(store.merge_stores(output, [sound]))[sound].added == 1
+        output.unlink()

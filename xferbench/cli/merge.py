@@ -29,6 +29,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         differing = (
             f", {count.differing} of them with other predictions or scalars (the first stays)" if count.differing else ""
         )
-        print(f"{path}: {count.added} records added, {count.existing} existed already{differing}", flush=True)
+        damaged = f"; {count.damaged} are damaged and were left out" if count.damaged else ""
+        print(f"{path}: {count.added} records added, {count.existing} existed already{differing}{damaged}", flush=True)
     print(f"next: xferbench run SUITE --store {shlex.quote(str(arguments.output))}")
     return exit_code.PASSED

@@ -5,18 +5,26 @@ The module belongs to core because the lab's caches, the report and the runner n
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import shutil
 import stat
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
 
 from xferbench.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+T = TypeVar("T")
+LEFTOVER_SECONDS = 3600.0  # younger ones may be of a process on another machine
+# names of temporary files and folders with the number of their process, and of the folders of earlier versions
+LEFTOVER_NAME = re.compile(r"\..+\.(\d{1,9})|tmp[\w]{8}")
 
 MAX_INPUT_BYTES = 200_000_000  # of a result file; those of large runs have some ten million
 
@@ -25,14 +33,32 @@ MAX_INPUT_BYTES = 200_000_000  # of a result file; those of large runs have some
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which replaces ``path`` at the end, so that no reader sees a partial file.
 
-    After an exception, ``path`` is unchanged and the temporary file is removed.
+    After an exception, ``path`` is unchanged and the temporary file is removed. The content reaches the disk before the name,
+    so that a power failure leaves no empty file either.
+
+    Raises:
+        OSError: that names the path, if a file cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = _part_path(path)
     try:
-        yield part
-        part.replace(path)
+        with name_path(path):
+            yield part
+            _flush_to_disk(part)
+            part.replace(path)
+            _flush_to_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_path(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` without a path, such as one of a full disk, name this path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
 def write_file(path: Path, data: bytes, do: str = "") -> None:
@@ -41,13 +67,110 @@ def write_file(path: Path, data: bytes, do: str = "") -> None:
     Raises:
         UserError: if the file cannot be written.
     """
+    write_files({path: data}, do)
+
+
+def write_files(content: Mapping[Path, bytes], do: str = "") -> None:
+    """Write several files. Each of the existing ones stays until all new ones are on the disk; then they are renamed in order.
+
+    Raises:
+        UserError: if a file cannot be written; then nothing has changed, unless a rename failed.
+    """
+    parts = {path: _part_path(path) for path in content}
+    path = next(iter(content))
     try:
-        with replace_atomically(path) as part, part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a full disk may report it only now
+        for path, data in content.items():
+            with parts[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # a full disk may report it only now
+        for path, part in parts.items():
+            part.replace(path)
+        for folder in {path.parent for path in content}:
+            _flush_to_disk(folder)
     except OSError as error:
         raise _unwritable(path, error, do) from error
+    finally:
+        for part in parts.values():
+            with suppress(OSError):  # a part below a file, for example
+                part.unlink(missing_ok=True)
+
+
+def read_or_discard(path: Path, read: Callable[[Path], T]) -> T | None:
+    """Return what ``read`` returns for a cached file or folder; None if it is missing or damaged.
+
+    A damaged one is deleted, so that it is made again. Damage may raise any exception.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read(path)
+    except (MemoryError, PermissionError):  # these say nothing about the content
+        raise
+    except Exception:  # noqa: BLE001 - see above
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        return None
+
+
+def mark_used(path: Path) -> None:
+    """Update the time of a cached file, because those that were used least recently are deleted first."""
+    with suppress(OSError):  # a store may lie on a read-only disk
+        os.utime(path)
+
+
+def sweep_leftovers(folder: Path, seconds: float = LEFTOVER_SECONDS) -> None:
+    """Delete the temporary files and folders that killed processes left in a cache folder: old ones whose process is gone."""
+    newest = time.time() - seconds
+    for path in (*folder.glob(".*"), *folder.glob("*/.*"), *folder.glob("*/tmp*")):
+        match = LEFTOVER_NAME.fullmatch(path.name)
+        with suppress(OSError):
+            if match is None or _is_running(int(match[1] or 0)) or path.lstat().st_mtime > newest:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until all files below a folder are on the disk, before the folder gets its name."""
+    for path in (*folder.rglob("*"), folder):
+        _flush_to_disk(path)
+
+
+def _is_running(process: int) -> bool:
+    """Return whether a process of this machine has this number."""
+    try:
+        os.kill(process, 0) if process else None
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return bool(process)
+
+
+def _part_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; some systems cannot do this for a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_file(path: Path, limit: int = MAX_INPUT_BYTES) -> bytes:
@@ -86,7 +209,7 @@ def try_to_write(path: Path) -> None:
     Raises:
         OSError: if the file cannot be created.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = _part_path(path)
     part.write_bytes(b"")
     part.unlink()
 

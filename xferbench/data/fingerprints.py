@@ -24,7 +24,7 @@ from xferbench.data.images import open_image, to_rgb
 from xferbench.data.raw import take as take_raw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from xferbench.core.pipeline import Data
     from xferbench.data.raw import RawSplit
@@ -171,15 +171,15 @@ def dataset_fingerprints(data: Data, split: str, cache: Path, test_size: int | N
     Raises:
         UserError: If the dataset cannot be used, or has no such split.
     """
-    with np.load(_fingerprint_file(data, split, cache, test_size)) as members:
-        fingerprints = Fingerprints(**{field.name: members[field.name] for field in fields(Fingerprints)})
+    members = _fingerprint_arrays(data, split, cache, test_size)
+    fingerprints = Fingerprints(**{field.name: members[field.name] for field in fields(Fingerprints)})
     return take(fingerprints, slice(test_size)) if split == "test" else fingerprints
 
 
 def readable_split(data: Data, split: str, cache: Path, test_size: int | None = None) -> RawSplit:
     """Return a split without the images that cannot be read, in the order of its fingerprints. Nothing is decoded."""
-    with np.load(_fingerprint_file(data, split, cache, test_size)) as members:
-        return take_raw(_read_split(data, split, test_size), members["readable"])
+    members = _fingerprint_arrays(data, split, cache, test_size)
+    return take_raw(_read_split(data, split, test_size), members["readable"])
 
 
 def read_images(data: Data, split: str, index: np.ndarray, cache: Path, test_size: int | None = None) -> Iterator[np.ndarray]:
@@ -194,15 +194,31 @@ def read_images(data: Data, split: str, index: np.ndarray, cache: Path, test_siz
         yield to_rgb(image)
 
 
-def _fingerprint_file(data: Data, split: str, cache: Path, test_size: int | None) -> Path:
-    """Return the cached file of the fingerprints of a split, which is written if it does not exist."""
+def _fingerprint_arrays(data: Data, split: str, cache: Path, test_size: int | None) -> dict[str, np.ndarray]:
+    """Return the fingerprints of a split and which of its images are ``readable``, from the cache if they are there."""
     path = cache / "prints" / f"{digest((VERSION, 'readable', data.digest, split, _generated(data, test_size)))[:32]}.npz"
-    if not path.is_file():
+    names = ("readable", *(field.name for field in fields(Fingerprints)))
+
+    def compute() -> dict[str, np.ndarray]:
         fingerprints, readable, _ = fingerprint_split(_read_split(data, split, test_size))
+        return {"readable": readable, **{field.name: getattr(fingerprints, field.name) for field in fields(Fingerprints)}}
+
+    return cached_arrays(path, names, compute)
+
+
+def cached_arrays(path: Path, names: Sequence[str], compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return arrays from an npz file of the cache, or compute and write them if the file is missing or damaged."""
+
+    def read(path: Path) -> dict[str, np.ndarray]:
+        with path.open("rb") as file, np.load(file) as members:  # NumPy leaves a damaged file open
+            return {name: members[name] for name in names}
+
+    arrays = files.read_or_discard(path, read)
+    if arrays is None:
+        arrays = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {field.name: getattr(fingerprints, field.name) for field in fields(Fingerprints)}
-        save_npz(path, arrays | {"readable": readable})
-    return path
+        save_npz(path, arrays)
+    return arrays
 
 
 def _read_split(data: Data, split: str, test_size: int | None) -> RawSplit:

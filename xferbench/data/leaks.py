@@ -69,11 +69,12 @@ def _find_duplicates(
     """Find the duplicates of the test images in another set, or read them from the cache."""
     path = _cache_file(cache, "copies", (*test_key, key))
     names = ("index", "kind", "distance", "chance", "plain")
-    if not path.is_file():
+
+    def compute() -> dict[str, np.ndarray]:
         matches = duplicates.find_duplicates(test, other, expected_false=test_key[-1])
-        fingerprints.save_npz(path, {name: getattr(matches, name) for name in names})
-    with np.load(path) as members:
-        return duplicates.DuplicateMatches(**{name: members[name] for name in names})
+        return {name: getattr(matches, name) for name in names}
+
+    return duplicates.DuplicateMatches(**fingerprints.cached_arrays(path, names, compute))
 
 
 def count_duplicates(matches_by_set: Mapping[str, DuplicateMatches]) -> dict[str, float]:
@@ -107,14 +108,14 @@ def search_recall(target: Data, limit: int | None, reference_data: Sequence[Data
     counts = {}
     for name, key, other in _searched_sets(target, reference_data, cache):
         path = _cache_file(cache, "recall", (target.digest, limit, expected_false, key))
-        if not path.is_file():
+
+        def compute(name: str = name, other: Fingerprints = other) -> dict[str, np.ndarray]:
             unique = np.flatnonzero(~matches_by_set[name].found)
             chosen = np.random.default_rng(0).permutation(unique)[: min(len(COPY_KINDS) * MAX_ALTERED_COPIES, len(other) // 2)]
             images = fingerprints.read_images(target, "test", chosen, cache, limit)
-            found = _find_altered(test, chosen, images, other, expected_false)
-            fingerprints.save_npz(path, {"counts": found})
-        with np.load(path) as members:
-            counts[name] = members["counts"]
+            return {"counts": _find_altered(test, chosen, images, other, expected_false)}
+
+        counts[name] = fingerprints.cached_arrays(path, ("counts",), compute)["counts"]
     return counts
 
 

@@ -57,10 +57,11 @@ CONTENT_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RecursionErro
 
 
 def write_run(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NO_PLUGINS, cache: Path | None = None) -> None:
-    """Write all files of a run, each atomically and ``results.json`` last.
+    """Write all files of a run, and ``results.json`` last.
 
-    On GitHub Actions, also write the job summary and annotations. Everything is rendered before anything is written, so that
-    a crash leaves the existing files unchanged.
+    On GitHub Actions, also write the job summary and annotations. Everything is rendered and written under temporary names
+    before anything is replaced, so that a crash or a full disk leaves the existing files unchanged. The files that belong
+    together have the digest of ``results.json``, so that a reader never takes files of two runs for one.
 
     Args:
         run: the run.
@@ -88,8 +89,7 @@ def write_run(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = 
     last = {RESULTS: _encode(json.dumps(results, allow_nan=False, indent=1) + "\n")}
     evidence = provenance.render_evidence(run, digest(results), content | last)
     files.require_writable(directory)
-    for name, data in (content | evidence | last).items():
-        files.write_file(directory / name, data)
+    files.write_files({directory / name: data for name, data in (content | evidence | last).items()})
     optional = {provenance.EVIDENCE_FILE, provenance.CHECKSUMS_FILE, DUPLICATES, *binary}
     for name in optional - {*evidence, *content}:  # an earlier run in the same folder may have written them
         (directory / name).unlink(missing_ok=True)

@@ -202,8 +202,12 @@ def run_to_completion(
             missing = [key for key in step.pending if key not in records]
             if not missing:
                 return step
-            stored = store.get_records(db, missing)
+            damaged: list[str] = []
+            stored = store.get_records(db, missing, damaged.append)
             records |= stored
+            if damaged:
+                sentence = f"{len(damaged)} stored records are damaged and are computed again"
+                on_progress(Progress(stage=sentence, done=0, running=1, total=1, reused=0, left=None))
             report = partial(_report_progress, on_progress, step, len(stored))
             _compute(step, study, records, db, submit, counter, report, is_mine)
             if any(key not in records for key in missing):

@@ -8,15 +8,15 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
-import zipfile
-import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xferbench.core.errors import UserError
+from xferbench.core.files import sweep_leftovers
 from xferbench.core.interventions import as_dict
 from xferbench.core.pipeline import InputTransform, Preprocessing, Spectrogram
 from xferbench.core.plugin import Profile
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STORE_VERSION = 1
+CHECKSUM = "checksum"  # key of the checksum in the JSON of a row
+PER_EXAMPLE = ("example", "label", "predicted", "p_true", "p_max", "sum_p2", "probabilities")  # arrays of predictions
 STORE_ADVICE = "name another file with --store"
 PAGE_RECORDS = 100  # records read at once: a store need not fit into memory, and a concurrent writer does not wait long
 MAX_CACHE_BYTES = 4 * 2**30  # bytes of trained weights and activations in the cache folder
@@ -56,8 +58,15 @@ def open_store(path: Path, advice: str = STORE_ADVICE) -> Iterator[sqlite3.Conne
             do=advice,
         ) from error
     try:
-        _check_schema(connection, path, advice)
-        connection.executescript(f"begin immediate; {CREATE_TABLES} pragma user_version = {STORE_VERSION}; commit;")
+        has_tables = _check_schema(connection, path, advice)
+        try:
+            connection.executescript(f"begin immediate; {CREATE_TABLES} pragma user_version = {STORE_VERSION}; commit;")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY or not has_tables:
+                raise
+            if connection.in_transaction:
+                connection.execute("rollback")
+            # A complete store on a read-only disk can still be read.
         yield connection
     except sqlite3.DatabaseError as error:
         raise UserError(
@@ -109,25 +118,81 @@ def put_record(store: sqlite3.Connection, record: Record) -> None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **asdict(record.predictions))
         arrays = buffer.getvalue()
-    row = (record.key, record.fit, record.seconds, json.dumps(json_values(fields_json)), arrays)
+    text = json.dumps(json_values(fields_json))
+    checksum = _checksum(record.key, record.fit, record.seconds, text, arrays)
+    row = (record.key, record.fit, record.seconds, json.dumps(json.loads(text) | {CHECKSUM: checksum}), arrays)
     store.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row)
 
 
-def get_records(store: sqlite3.Connection, keys: Iterable[str]) -> dict[str, Record]:
-    """Return the stored records among the given keys."""
+def get_records(
+    store: sqlite3.Connection, keys: Iterable[str], on_damage: Callable[[str], None] = lambda _: None
+) -> dict[str, Record]:
+    """Return the stored records among the given keys; a damaged one is deleted, so that its trial is computed again.
+
+    Args:
+        store: the open store.
+        keys: keys of trials.
+        on_damage: called with the key of each damaged record.
+    """
     records = {}
     for key in keys:
         row = store.execute("select fit, seconds, about, arrays from records where key = ?", (key,)).fetchone()
-        if row is not None:
-            records[key] = _record_from_row(key, *row)
+        if row is None:
+            continue
+        record = _read_record(key, *row)
+        if record is None:
+            on_damage(key)
+            _write(store, "delete from records where key = ?", (key,))
+        else:
+            records[key] = record
     return records
 
 
-def _record_from_row(key: str, fit: str, seconds: float, fields_json: str, arrays: bytes) -> Record:
-    values = json.loads(fields_json)
+def _read_record(key: str, *row: Any) -> Record | None:
+    """Return the record of a row, or None if the row is damaged, which may raise any exception."""
+    try:
+        return _record_from_row(key, *row)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - see above
+        return None
+
+
+def _write(store: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> None:
+    """Write what can be computed again; a store on a read-only disk stays as it is."""
+    try:
+        store.execute(statement, values)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+
+
+def _checksum(*values: object) -> str:
+    """Return a digest of values of a row, because SQLite does not notice a changed digit."""
+    return blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _verify(values: dict[str, Any], *other_values: object, arrays: bytes = b"") -> dict[str, Any]:
+    """Return the values of a row without its checksum, which rows of earlier versions lack.
+
+    Raises:
+        ValueError: if the row is not as it was written.
+    """
+    expected = values.pop(CHECKSUM, None)
+    if expected not in {None, _checksum(*other_values, json.dumps(values), arrays)}:
+        raise ValueError("the row differs from its checksum")
+    return values
+
+
+def _record_from_row(key: str, fit: Any, seconds: Any, fields_json: Any, arrays: Any) -> Record:
+    values = _verify(json.loads(fields_json), key, fit, seconds, arrays=arrays)
+    if not (isinstance(fit, str) and isinstance(seconds, float | int) and isinstance(arrays, bytes)):
+        raise TypeError("a column of another type")
     values["curve"] = tuple((int(step), _float_or_nan(loss), _float_or_nan(score)) for step, loss, score in values["curve"])
     values["scalars"] = {name: _float_or_nan(value) for name, value in values["scalars"].items()}
     predictions = Predictions(**np.load(io.BytesIO(arrays))) if arrays else None
+    if predictions is not None and len({len(getattr(predictions, name)) for name in PER_EXAMPLE}) > 1:
+        raise ValueError("arrays of different lengths")
     return Record(key=key, fit=fit, seconds=seconds, predictions=predictions, **values)
 
 
@@ -136,11 +201,28 @@ def _float_or_nan(value: float | None) -> float:
 
 
 def get_profile(store: sqlite3.Connection, key: str) -> Profile | None:
-    """Return the stored profile of a key, or None."""
+    """Return the stored profile of a key; None if there is none, or a damaged one, which is deleted."""
     row = store.execute("select about from facts where key = ?", (key,)).fetchone()
     if row is None:
         return None
-    values: dict[str, Any] = _tuples(json.loads(row[0]))
+    profile = _read_profile(key, row[0])
+    if profile is None:
+        _write(store, "delete from facts where key = ?", (key,))
+    return profile
+
+
+def _read_profile(key: str, text: str) -> Profile | None:
+    """Return the profile of a row, or None if the row is damaged, which may raise any exception."""
+    try:
+        return _profile_from_row(key, text)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - see above
+        return None
+
+
+def _profile_from_row(key: str, text: str) -> Profile:
+    values: dict[str, Any] = _tuples(_verify(json.loads(text), key))
     return from_flat(Profile, values | {"preprocessing": _preprocessing_from(_tuples(values["preprocessing"]))})
 
 
@@ -156,7 +238,9 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 def put_profile(store: sqlite3.Connection, key: str, profile: Profile) -> None:
     """Store a profile under a key."""
-    store.execute("insert or replace into facts values (?, ?)", (key, json.dumps(as_dict(profile))))
+    text = json.dumps(as_dict(profile))
+    values = json.loads(text) | {CHECKSUM: _checksum(key, text, b"")}
+    _write(store, "insert or replace into facts values (?, ?)", (key, json.dumps(values)))
 
 
 def cached_digester(store: sqlite3.Connection, compute: Callable[[Path], str]) -> Callable[[Path], str]:
@@ -167,19 +251,22 @@ def cached_digester(store: sqlite3.Connection, compute: Callable[[Path], str]) -
         # A file name may be invalid UTF-8, but SQLite needs text.
         name = str(path.resolve()).encode("utf-8", "backslashreplace").decode()
         row = store.execute("select size, time, digest from digests where path = ?", (name,)).fetchone()
-        if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
-            return str(row[2])
+        if row is not None and row[:2] == (status.st_size, status.st_mtime_ns) and isinstance(row[2], str):
+            return row[2]
         computed = compute(path)
-        store.execute(
-            "insert or replace into digests values (?, ?, ?, ?)", (name, status.st_size, status.st_mtime_ns, computed)
-        )
+        values = (name, status.st_size, status.st_mtime_ns, computed)
+        _write(store, "insert or replace into digests values (?, ?, ?, ?)", values)
         return computed
 
     return digest
 
 
 def trim_cache(folder: Path, limit: int = MAX_CACHE_BYTES) -> None:
-    """Delete the least recently used weights and activations until the cache is within its limit, in bytes."""
+    """Delete the least recently used weights and activations until the cache is within its limit, in bytes.
+
+    What killed runs left in the cache is deleted too.
+    """
+    sweep_leftovers(folder)
     files = []
     for file in (*(folder / "weights").glob("*"), *(folder / "features").glob("*")):
         with suppress(FileNotFoundError):  # another run may be trimming too
@@ -188,20 +275,26 @@ def trim_cache(folder: Path, limit: int = MAX_CACHE_BYTES) -> None:
     for _, size, file in sorted(files, reverse=True):
         total += size
         if total > limit:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # a store may lie on a read-only disk
+                file.unlink(missing_ok=True)
 
 
 SELECT_RECORDS = "select key, fit, seconds, about, arrays from records where key > ? order by key limit ?"
+SELECT_RECORD = "select key, fit, seconds, about, arrays from records where key = ?"
 SELECT_PROFILES = "select key, about from facts where key > ? order by key limit ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeCount:
-    """The numbers of records that a merge added and that existed already; ``differing`` existed with different results."""
+    """The numbers of records that a merge added and that existed already.
+
+    ``differing`` ones existed with different results. ``damaged`` ones could not be read in the source and were left out.
+    """
 
     added: int
     existing: int
     differing: int
+    damaged: int = 0
 
 
 def merge_stores(output: Path, sources: Sequence[Path]) -> Iterator[tuple[Path, MergeCount]]:
@@ -225,40 +318,44 @@ def merge_stores(output: Path, sources: Sequence[Path]) -> Iterator[tuple[Path, 
 def merge_store(target: sqlite3.Connection, path: Path) -> MergeCount:
     """Add the missing records and profiles of the store at ``path`` in one transaction; existing ones are kept.
 
+    A damaged record is neither added nor kept where the other store has a sound one.
+
     File digests are not merged, because they are valid on one machine only.
 
     Raises:
         UserError: if there is no file, if it is not a store, or if it is of a newer version.
     """
-    added = existing = differing = 0
+    added = existing = differing = damaged = 0
     target.execute("begin immediate")
     try:
         with _open_read_only(path) as source:
             for row in _read_rows(source, path, SELECT_RECORDS):
-                if target.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row).rowcount:
+                if _read_record(*row) is None:
+                    damaged += 1
+                    continue
+                stored = target.execute(
+                    "select key, fit, seconds, about, arrays from records where key = ?", row[:1]
+                ).fetchone()
+                if stored is None or _read_record(*stored) is None:
+                    target.execute("insert or replace into records values (?, ?, ?, ?, ?)", row)
                     added += 1
                 else:
                     existing += 1
-                    stored = target.execute("select about, arrays from records where key = ?", row[:1]).fetchone()
-                    differing += stored != row[3:] and not _same_results(stored, row[3:])
+                    differing += stored[3:] != row[3:] and not _same_results(stored[3:], row[3:])
             for row in _read_rows(source, path, SELECT_PROFILES):
-                target.execute("insert or ignore into facts values (?, ?)", row)
+                if _read_profile(*row) is not None and get_profile(target, row[0]) is None:
+                    target.execute("insert or replace into facts values (?, ?)", row)
         target.execute("commit")
     finally:
         if target.in_transaction:
             target.execute("rollback")
-    return MergeCount(added=added, existing=existing, differing=differing)
+    return MergeCount(added=added, existing=existing, differing=differing, damaged=damaged)
 
 
 def _same_results(first: tuple[str, bytes], second: tuple[str, bytes]) -> bool:
     """Return whether two records have bit-identical predictions and scalars; times and machines may differ."""
-    try:
-        scalars, other_scalars = (json.loads(fields_json)["scalars"] for fields_json, _ in (first, second))
-        arrays, other_arrays = (
-            dict(np.load(io.BytesIO(array_bytes))) if array_bytes else {} for _, array_bytes in (first, second)
-        )
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
-        return False  # a damaged record equals no other
+    scalars, other_scalars = (json.loads(fields_json)["scalars"] for fields_json, _ in (first, second))
+    arrays, other_arrays = (dict(np.load(io.BytesIO(array_bytes))) if array_bytes else {} for _, array_bytes in (first, second))
     same_arrays = arrays.keys() == other_arrays.keys() and all(
         array.dtype == other_arrays[name].dtype and array.tobytes() == other_arrays[name].tobytes()
         for name, array in arrays.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -19,6 +20,7 @@ import torch
 
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
+from xferbench.core.files import flush_tree, name_path, read_or_discard
 from xferbench.data import sources
 from xferbench.data.images import is_rotated, is_sixteen_bit, open_image
 from xferbench.data.raw import balanced_order
@@ -91,18 +93,27 @@ def load_dataset(
     generated_size = max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
     geometry = geometry_key(preprocessing)
     folder = cache / "data" / digest((VERSION, data.digest, digest(geometry), generated_size))[:32]
-    if only_test and not (folder / "about.json").is_file():
+    dataset = read_or_discard(folder, _open_dataset)
+    if dataset is None and only_test:
         folder = folder.with_name(f"{folder.name}-test")
-    if not (folder / "about.json").is_file():
-        _prepare(data.spec, geometry, generated_size, folder, only_test=only_test)
+        dataset = read_or_discard(folder, _open_dataset)
+    if dataset is None:
+        with name_path(folder):
+            _prepare(data.spec, geometry, generated_size, folder, only_test=only_test)
+        dataset = _open_dataset(folder)
+    _check_size("test_size", test_size, len(dataset.test.labels), "test")
+    return replace(dataset, test=take(dataset.test, slice(test_size)))
+
+
+def _open_dataset(folder: Path) -> Dataset:
+    """Return a prepared dataset with all its test images. Damage raises any exception."""
     metadata = json.loads((folder / "about.json").read_text())
     test = _open_split(folder / "test")
-    _check_size("test_size", test_size, len(test.labels), "test")
     return Dataset(
         classes=tuple(metadata["classes"]),
         train=_open_split(folder / "train") if (folder / "train").is_dir() else take(test, slice(0)),
         validation=_open_split(folder / "validation") if (folder / "validation").is_dir() else None,
-        test=take(test, slice(test_size)),
+        test=test,
         left_out=tuple(metadata["left_out"]),
         rotated=metadata["rotated"],
         sixteen_bit=metadata["sixteen_bit"],
@@ -187,8 +198,12 @@ def take(split: Split, index: np.ndarray | slice) -> Split:
 
 
 def _open_split(folder: Path) -> Split:
-    arrays: dict[str, Any] = dict(np.load(folder / "rest.npz"))
-    return Split(images=np.load(folder / "images.npy", mmap_mode="r"), **arrays)
+    with (folder / "rest.npz").open("rb") as file:  # NumPy leaves a damaged file open
+        arrays: dict[str, Any] = dict(np.load(file))
+    split = Split(images=np.load(folder / "images.npy", mmap_mode="r"), **arrays)
+    if len({len(split.images), len(split.labels), len(split.example)}) > 1:
+        raise ValueError(f"{folder}: arrays of different lengths")
+    return split
 
 
 def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, folder: Path, *, only_test: bool) -> None:
@@ -196,7 +211,7 @@ def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, fo
     classes, splits, unreadable = sources.read_dataset(spec, generated_size)
     splits = {"test": splits["test"]} if only_test else splits
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=f".{os.getpid()}", dir=folder.parent))
     try:
         counts = dict[str, Counter[str]]()
         for name, raw in splits.items():
@@ -205,6 +220,7 @@ def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, fo
         _check_one_size(spec, {np.load(temporary / name / "images.npy", mmap_mode="r").shape[1:] for name in splits})
         formats = {name: counts["test"][name] for name in ("rotated", "sixteen_bit")}
         (temporary / "about.json").write_text(json.dumps({"classes": classes, "left_out": unreadable} | formats))
+        flush_tree(temporary)
         try:
             temporary.rename(folder)
         except OSError:

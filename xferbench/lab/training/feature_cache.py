@@ -6,7 +6,6 @@ The cache key is a digest of the part's tensors, the images and their preprocess
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -64,9 +63,10 @@ def compute_activations(
     """
     part_tensors = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers())}
     path = cache / "features" / f"{_cache_key(part, part_tensors, images, transform, device)}.npy"
-    if path.is_file():
-        os.utime(path)  # the cache removes the files that were used least recently
-        return torch.from_numpy(np.load(path))
+    cached = files.read_or_discard(path, np.load)
+    if cached is not None:
+        files.mark_used(path)
+        return torch.from_numpy(cached)
     with evaluation_mode(part, device):
         batches = [
             functional_call(part, part_tensors, (preprocessing.to_tensor(batch.to(device), transform),)).float().cpu()

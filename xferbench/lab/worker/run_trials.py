@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import traceback
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import OWN_HEAD, PRETRAINED, RANDOM_HEAD, TRANSFER_ALL, Head, InterpolatePhase, SourceHead
@@ -195,8 +195,11 @@ def _trained_models(specs: Sequence[TrainingSpec], trial: Trial, cache: Path) ->
         return [_load_finished(spec, network, dataset) for spec in specs], 0
     starts = [start_tensors(spec, network, trial, cache) for spec in specs]
     paths = [weights_path(spec, trial.context, cache) for spec in specs]
-    if all(path.is_file() for path in paths):
-        return [_load_weights(path, before) for path, before in zip(paths, starts, strict=True)], 0
+    stored = [
+        files.read_or_discard(path, partial(_load_weights, before=before)) for path, before in zip(paths, starts, strict=True)
+    ]
+    if all(stored):
+        return [model for model in stored if model is not None], 0
     if specs[0].procedure.training:
         models = [
             user_training.train_with_user_code(spec, network, before, dataset)
@@ -289,7 +292,7 @@ def _save_weights(path: Path, model: TrainedModel) -> None:
 
 
 def _load_weights(path: Path, before: Tensors) -> TrainedModel:
-    os.utime(path)  # the cache removes the files that were used least recently
+    files.mark_used(path)
     state, file_metadata = checkpoint_reader.read_saved(path)
     metadata = json.loads(file_metadata["fit"])
     last, best = (
