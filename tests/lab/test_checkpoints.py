@@ -191,8 +191,49 @@ def test_a_network_next_to_losses_and_metrics_is_found(prefix):
 
 def test_matching_names_do_not_change():
     model, source = make_model_and_state("tiny-resnet")
-    placed, note = checkpoints.match_names(model, source | with_prefix("ema.", source), "linear")
-    assert note == "" and len(placed) == 2 * len(source)
+    state = source | with_prefix("ema.", source)
+    placed, note = checkpoints.match_names(model, state, "linear")
+    assert placed.keys() == state.keys() and note.startswith("weights: not used: ema.bn1.bias, ema.")
+    checkpoints.load_backbone(model, state, "linear")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "average"),
+    [
+        ("module.encoder_q.", "module.encoder_k."),
+        ("student.backbone.", "teacher.backbone."),
+        ("online_network.", "target_network."),
+        ("model.", "ema.module."),
+    ],
+)
+def test_an_average_of_the_weights_is_not_a_second_network(prefix, average):
+    model, source = make_model_and_state("tiny-resnet")
+    slow = {name: tensor * 0 for name, tensor in source.items()}
+    placed, note = checkpoints.match_names(model, with_prefix(average, slow) | with_prefix(prefix, source), "linear")
+    assert is_equal(placed, source)
+    assert note.startswith(f"weights: those named {prefix}…; not used: {average}")
+    alone, _ = checkpoints.match_names(model, with_prefix(average, slow), "linear")
+    assert is_equal(alone, slow)
+
+
+@pytest.mark.parametrize("prefix", ["", "0.", "trunk."])
+def test_the_children_of_a_network_may_be_numbered(prefix):
+    model, source = make_model_and_state("torchvision:resnet18")
+    children = torch.nn.Sequential(*model.children()).state_dict()
+    body = {name: tensor for name, tensor in children.items() if not name.startswith("9.")}
+    placed, _ = checkpoints.match_names(model, with_prefix(prefix, body), "fc")
+    assert placed.keys() == {name for name in source if not name.startswith("fc.")}
+    assert torch.equal(placed["layer2.1.bn2.weight"], children["5.1.bn2.weight"])
+
+
+@pytest.mark.parametrize(
+    "extra", [{"odd": (1,)}, {"gate.weight": (4, 4)}, {"layer1.0.se.weight": (4, 64), "layer1.0.se.bias": (4,)}]
+)
+def test_a_tensor_that_is_neither_of_the_network_nor_of_a_head_is_an_error(extra):
+    model, source = make_model_and_state("tiny-resnet")
+    state = source | {name: torch.zeros(shape) for name, shape in extra.items()}
+    with pytest.raises(UserError, match=f"not in the network: {next(iter(extra))}"):
+        checkpoints.load_backbone(model, state, "linear")
 
 
 def test_a_wrapped_network_accepts_weights_without_its_prefix():
@@ -205,8 +246,8 @@ def test_a_wrapped_network_accepts_weights_without_its_prefix():
 
 def test_a_file_with_the_network_twice_is_an_error_that_names_both():
     model, source = make_model_and_state("tiny-resnet")
-    with pytest.raises(UserError, match=r"more than once, under (encoder_q\., encoder_k\.|encoder_k\., encoder_q\.)"):
-        checkpoints.load_backbone(model, with_prefix("encoder_q.", source) | with_prefix("encoder_k.", source), "linear")
+    with pytest.raises(UserError, match=r"more than once, under (left\., right\.|right\., left\.)"):
+        checkpoints.load_backbone(model, with_prefix("left.", source) | with_prefix("right.", source), "linear")
 
 
 def test_the_error_names_a_prefix_that_would_help():

@@ -24,7 +24,7 @@ from xferbench.core.trial import (
 from xferbench.data import inputs
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation.edits import initial_statistics
-from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, finished, small_resnets
+from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, finished, finished_heads, small_resnets
 from xferbench.lab.training.network import Architecture
 from xferbench.lab.worker import run_trials
 
@@ -162,8 +162,8 @@ def make_network(outputs=10):
     return module, backbones.layer_layout(module, 32).head
 
 
-def test_head_sizes_returns_the_number_of_outputs(after):
-    assert finished.head_outputs(*make_network(), checkpoint_reader.read_checkpoint(after)) == 10
+def test_the_number_of_outputs_is_found(after):
+    assert finished_heads.find_head(*make_network(), checkpoint_reader.read_checkpoint(after)).outputs == 10
 
 
 def test_a_checkpoint_without_a_head_is_refused():
@@ -171,7 +171,7 @@ def test_a_checkpoint_without_a_head_is_refused():
         name: tensor for name, tensor in checkpoint_reader.read_checkpoint(BEFORE).items() if not name.startswith("linear")
     }
     with pytest.raises(UserError, match="no head"):
-        finished.head_outputs(*make_network(), state)
+        finished_heads.find_head(*make_network(), state)
 
 
 def test_the_same_weights_in_both_files_are_an_error(tmp_path, after):
@@ -180,7 +180,7 @@ def test_the_same_weights_in_both_files_are_an_error(tmp_path, after):
     torch.save({"state_dict": state, "epoch": 3}, same_weights)
     pair = Checkpoint(after=make_weights_file(after), before=make_weights_file(same_weights))
     with pytest.raises(UserError, match="before equals after"):
-        finished.head_sizes(*make_network(), pair, checkpoint_reader.read_checkpoint(same_weights), 10)
+        finished.inspect_checkpoint(*make_network(), pair, checkpoint_reader.read_checkpoint(same_weights), 10)
 
 
 @pytest.mark.parametrize("key", ["after", "before"])
@@ -190,7 +190,7 @@ def test_weights_of_another_architecture_are_an_error_that_names_the_key(tmp_pat
     files = {"after": after, "before": BEFORE} | {key: other_file}
     pair = Checkpoint(**{name: make_weights_file(path) for name, path in files.items()})
     with pytest.raises(UserError, match=rf"\[checkpoint\] {key}: the weights do not fit"):
-        finished.head_sizes(*make_network(), pair, checkpoint_reader.read_checkpoint(files["before"]), 10)
+        finished.inspect_checkpoint(*make_network(), pair, checkpoint_reader.read_checkpoint(files["before"]), 10)
 
 
 def test_weights_that_are_not_finite_are_a_diverged_model(tmp_path, after):

@@ -186,6 +186,25 @@ def test_a_repair_keeps_names_types_and_wrappers_of_the_file(checkpoints_folder,
     assert any(not torch.equal(repaired[name], half_precision[name]) for name in repaired)
 
 
+def test_a_repair_keeps_the_names_of_a_head_that_the_user_built(checkpoints_folder, states, capsys, inline):
+    _, after = states
+    body = {f"backbone.{name}": tensor for name, tensor in after.items() if not name.startswith("linear.")}
+    weight = after["linear.weight"]
+    split = {"0.weight": torch.cat([torch.eye(64), -torch.eye(64)]), "0.bias": torch.zeros(128)}
+    split |= {"1.running_mean": torch.zeros(128), "1.running_var": torch.ones(128) - 1e-5}
+    split |= {"4.weight": torch.cat([weight, -weight], 1), "4.bias": after["linear.bias"]}
+    state = body | {f"head.{name}": tensor for name, tensor in split.items()}
+    torch.save({"state_dict": state}, "after.pt")
+    code, out, err = audit(capsys, "--repair", "mended.safetensors", after="after.pt")
+    assert (code, "predictions verified" in out) == (1, True), out + err
+    assert "Linear 64 → 128 (head.0), BatchNorm (head.1), ReLU, Linear 128 → 2 (head.4)" in " ".join(out.split())
+    repaired = load_file("mended.safetensors")
+    assert repaired.keys() == state.keys()
+    changed = {name for name, tensor in repaired.items() if not torch.equal(tensor, state[name])}
+    assert {"backbone.bn1.running_mean"} <= changed
+    assert all("running_" in name for name in changed)
+
+
 def test_a_repair_without_earlier_weights_recalibrates_the_statistics(checkpoints_folder, arrays, capsys, inline):
     after = drift_statistics(make_state(arrays, recalibrated=True))
     save_file(after, "after.safetensors", checkpoints.preprocessing_metadata(READY))

@@ -38,6 +38,7 @@ from xferbench.core.sections import section_field
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from xferbench.core.finished_head import FinishedHead
     from xferbench.core.interventions import DataIntervention, Intervention
 
 
@@ -275,12 +276,14 @@ class Checkpoint:
         after: the checkpoint, which includes a head.
         before: the checkpoint that the training started from, or None if it is not known.
         sigmoid: whether the head has one output, the logit of the second of two classes.
+        head: the head, if it is not that of the architecture.
     """
 
     tag: ClassVar[str] = "Finished"
     after: WeightsFile
     before: WeightsFile | None = None
     sigmoid: bool = field(default=False, metadata={"added": True})
+    head: FinishedHead | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from xferbench.core.sections import section_field
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from xferbench.core.finished_head import FinishedHead
     from xferbench.core.pipeline import Arm, Checkpoint, Data, InputTransform, Pipeline, UserCode, WeightsFile
     from xferbench.core.reason import Reason
     from xferbench.core.record import Record
@@ -98,6 +99,7 @@ class ModelProfile:
         size: height and width of the network's input, in pixels.
         accepted_sizes: common sides of square images, in pixels, that the network accepts; none for spectrograms.
         outputs: number of outputs of a finished network's head, 0 for other networks.
+        finished_head: the head of a finished network, if it is not that of the architecture.
         body_unchanged: whether everything below the head of a finished network is as it was before training.
         unsupported: the kinds of trainable parameters (``norm``, ``bias``, ``lora``, ``adapter``) that the backbone lacks, and
             ``unlabelled`` if the shifted set has no training images.
@@ -110,6 +112,7 @@ class ModelProfile:
     size: tuple[int, int] = (0, 0)
     accepted_sizes: tuple[int, ...] = ()
     outputs: int = 0
+    finished_head: FinishedHead | None = None
     body_unchanged: bool = False
     unsupported: tuple[str, ...] = ()
 

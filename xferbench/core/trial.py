@@ -20,6 +20,7 @@ from xferbench.core.pipeline import (
 from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
+    from xferbench.core.finished_head import FinishedHead
     from xferbench.core.interventions import (
         Augmentation,
         DataIntervention,
@@ -47,6 +48,7 @@ class InitialNetwork:
         before: the checkpoint that a finished network was trained from, or None.
         transferred: the part of ``start`` that is used, as in :class:`~xferbench.core.pipeline.Recipe`.
         sigmoid: as in :class:`~xferbench.core.pipeline.Checkpoint`.
+        finished_head: the head of a finished network, if it is not that of the architecture.
     """
 
     arch: str
@@ -57,6 +59,7 @@ class InitialNetwork:
     before: WeightsFile | None = field(default=None, metadata={"added": True})
     transferred: LayerTransfer = field(default=TRANSFER_ALL, metadata={"added": True})
     sigmoid: bool = field(default=False, metadata={"added": True})
+    finished_head: FinishedHead | None = field(default=None, metadata={"added": True})
 
     def __post_init__(self) -> None:
         require_interventions(self)

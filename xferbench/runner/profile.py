@@ -63,7 +63,9 @@ def profile_pipeline(
     _check_profile(suite, profile)
     recorded: InputTransform = profile.preprocessing
     source, shifted = request.source, request.shifted
-    checkpoint = replace(request.checkpoint, sigmoid=profile.has_sigmoid) if request.checkpoint else None
+    checkpoint = request.checkpoint
+    if checkpoint:
+        checkpoint = replace(checkpoint, sigmoid=profile.has_sigmoid, head=profile.model.finished_head)
     trained = suite.data.train_preprocessing or recorded
     pipeline = Pipeline(
         backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code),

@@ -17,6 +17,7 @@ import numpy as np
 
 from xferbench.core.errors import UserError
 from xferbench.core.files import sweep_leftovers
+from xferbench.core.finished_head import FinishedHead, HeadLayer
 from xferbench.core.interventions import as_dict
 from xferbench.core.pipeline import InputTransform, Preprocessing, Spectrogram
 from xferbench.core.plugin import Profile
@@ -223,13 +224,21 @@ def _read_profile(key: str, text: str) -> Profile | None:
 
 def _profile_from_row(key: str, text: str) -> Profile:
     values: dict[str, Any] = _tuples(_verify(json.loads(text), key))
-    return from_flat(Profile, values | {"preprocessing": _preprocessing_from(_tuples(values["preprocessing"]))})
+    preprocessing = _preprocessing_from(_tuples(values["preprocessing"]))
+    finished_head = _finished_head_from(values.get("finished_head"))
+    return from_flat(Profile, values | {"preprocessing": preprocessing, "finished_head": finished_head})
 
 
 def _preprocessing_from(values: dict[str, Any]) -> InputTransform:
     """Return the preprocessing of the kind that has these fields."""
     is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
     return Spectrogram(**values) if is_spectrogram else Preprocessing(**values)
+
+
+def _finished_head_from(values: dict[str, Any] | None) -> FinishedHead | None:
+    if values is None:
+        return None
+    return FinishedHead(**values | {"layers": tuple(HeadLayer(**_tuples(layer)) for layer in values["layers"])})
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

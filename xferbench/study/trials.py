@@ -153,6 +153,7 @@ def _checkpoint_spec(pipeline: Pipeline, checkpoint: Checkpoint) -> TrainingSpec
             code=pipeline.backbone.code,
             before=checkpoint.before,
             sigmoid=checkpoint.sigmoid,
+            finished_head=checkpoint.head,
         ),
         data=TrainingData(
             dataset=pipeline.data.target,

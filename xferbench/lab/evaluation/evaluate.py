@@ -142,7 +142,12 @@ def measure_context(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) 
         expected_training=view.expected_training or Recipe(phases=model.spec.procedure.phases, stop=view.step),
         source_head=model.source_head,
         build_random=partial(
-            heads.build_with_head, initial_network.arch, model.network.layout, initial_network.head, initial_network.code
+            heads.build_with_head,
+            initial_network.arch,
+            model.network.layout,
+            initial_network.head,
+            initial_network.code,
+            initial_network.finished_head,
         ),
     )
 
@@ -214,7 +219,8 @@ def _new_statistics(
         return _domain_statistics(tensors, model, view)
     network, names = model.network, batchnorm.statistics_names(model.network.module)
     if isinstance(edit, RestoreBatchNorm):
-        return {name: model.trained.before[name].to(network.device) for name in names}
+        before = model.trained.before  # lacks a head of another shape
+        return {name: before[name].to(network.device) for name in names & before.keys()}
     if isinstance(edit, BatchNormEpsilon):
         return batchnorm.variances_for_epsilon(network.module, tensors, edit.epsilon)
     if isinstance(edit, ResetBatchNorm):

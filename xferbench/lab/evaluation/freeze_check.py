@@ -16,7 +16,7 @@ from torch.func import functional_call
 from xferbench.core.interventions import HEAD_ONLY
 from xferbench.lab.data import preprocessing
 from xferbench.lab.evaluation import edits
-from xferbench.lab.models import backbones, batchnorm
+from xferbench.lab.models import backbones, batchnorm, heads
 from xferbench.lab.training import expected_changes, feature_cache
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def untrained_head(context: MeasureContext) -> set[str]:
     """
     assert context.build_random is not None, "the caller compares heads only if it can build a fresh one"
     head = context.network.layout.head
-    name = f"{head}.weight"
+    name = f"{heads.last_layer(context.network.module, head)}.weight"
     initial, weight = dict(context.build_random().named_parameters())[name].detach(), context.after[name].cpu()
     if is_initial_uniform(weight):
         return {tensor for tensor in context.after if backbones.is_within(tensor, [head])}

@@ -149,7 +149,7 @@ def is_within(name: str, prefixes: Iterable[str]) -> bool:
     return any(not prefix or name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def layer_layout(model: nn.Module, shape: batch.Shape | int) -> LayerLayout:
+def layer_layout(model: nn.Module, shape: batch.Shape | int, head: str = "") -> LayerLayout:
     """Find the layer groups and the head of a network.
 
     The network runs on the meta device if possible, so that the cost is small for a network of any size.
@@ -157,20 +157,21 @@ def layer_layout(model: nn.Module, shape: batch.Shape | int) -> LayerLayout:
     Args:
         model: the network.
         shape: the shape of one input without the batch, such as (channels, height, width); or the side of a square RGB image.
+        head: the name of the head, which may have several layers; "" to find it.
 
     Raises:
         UserError: if the network does not accept such inputs, or has no linear or convolutional head.
     """
     called, logits = trace_modules(model, (3, shape, shape) if isinstance(shape, int) else shape)
-    head = _find_head(model, called, logits)
-    weight = model.get_submodule(head).weight
+    head = head or _find_head(model, called, logits)
+    first = next(iter(model.get_submodule(head).parameters()))
     return LayerLayout(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         groups=_find_groups(model, called, head),
         head=head,
         batchnorm=tuple(batchnorm_layers(model)),
-        features=weight.shape[1],
-        classes=weight.shape[0],
+        features=first.shape[min(1, first.ndim - 1)],
+        classes=logits.shape[1],
     )
 
 

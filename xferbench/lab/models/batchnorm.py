@@ -140,7 +140,7 @@ def statistics_drift(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
         The mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|, by layer.
     """
     distances = {}
-    for name in (name.removesuffix(".running_mean") for name in after if name.endswith(".running_mean")):
+    for name in (name.removesuffix(".running_mean") for name in after if name.endswith(".running_mean") and name in before):
         mean, variance = (after[f"{name}.{part}"].cpu() for part in ("running_mean", "running_var"))
         mean_0, variance_0 = (before[f"{name}.{part}"] for part in ("running_mean", "running_var"))
         epsilon = 1e-5  # that of BatchNorm itself: a dead channel has no variance to compare

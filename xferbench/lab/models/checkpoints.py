@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
-from xferbench.lab.models import backbones
+from xferbench.lab.models import backbones, head_layers, heads
 from xferbench.lab.models.batchnorm import BATCH_COUNTER
 from xferbench.lab.models.checkpoint_reader import is_safetensors, open_safetensors
 from xferbench.lab.models.state_dict_names import (
     change_prefix,
+    child_name,
     current_name,
     describe_prefix,
     detect_family,
     format_names,
+    index_name,
+    is_average,
     matching_prefixes,
+    without_averages,
 )
 
 if TYPE_CHECKING:
@@ -55,13 +59,14 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], head: str) -> t
 
 
 def match_tensors(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of a checkpoint under the names of the network, and the names of its head tensors.
+    """Return the tensors of a checkpoint under the names of the network, and the names of those that belong to heads.
 
     Raises:
         UserError: If names or shapes differ below the head; one message lists all of them.
     """
     renamed_tensors, _ = match_names(model, state, head)
-    left_out = tuple(name for name in renamed_tensors if backbones.is_within(name, (head, *AUXILIARY_HEADS)))
+    spare = spare_names(model, renamed_tensors, head)
+    left_out = tuple(name for name in renamed_tensors if name in spare or backbones.is_within(name, (head, *AUXILIARY_HEADS)))
     tensors = {name: tensor for name, tensor in renamed_tensors.items() if name not in left_out}
     network_tensors = _network_tensors(model, head)
     shapes = {
@@ -88,23 +93,69 @@ def head_tensors(model: nn.Module, state: Mapping[str, Tensor], name: str) -> di
 
 
 def match_names(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors under the names of the network, and a note on those that are not used.
+    """Return the tensors under the names of the network, and a note on those that are not used."""
+    names, prefix = rename(model, state, head)
+    tensors = {new_name: state[name] for name, new_name in names.items()}
+    unused = [name for name in state if name not in names] or sorted(spare_names(model, tensors, head))
+    chosen = f"those named {prefix}…; " if prefix else ""
+    return tensors, f"weights: {chosen}not used: {format_names(unused)}" if unused else ""
 
-    Training code stores the network next to losses and metrics, as ``model.`` or ``encoder.``. If removing or adding one prefix
-    gives every tensor of the network below its head, the prefix is changed. Otherwise the names stay.
+
+def rename(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, str], str]:
+    """Return the name in the network of each tensor of a checkpoint, and the prefix that was removed.
+
+    Training code stores the network next to losses and metrics, as ``model.`` or ``encoder.``, or as
+    ``Sequential(*network.children())``, whose names are numbers. If changing one prefix gives every tensor of the network below
+    its head, the prefix is changed, and tensors without the prefix have no new name. Otherwise the names stay. An average of
+    the weights is only chosen if the file has nothing else.
     """
-    tensors = {current_name(name): tensor for name, tensor in state.items()}
-    needed = {name for name in _network_tensors(model, head) if not name.endswith(BATCH_COUNTER)}
-    if needed <= tensors.keys():
-        return tensors, ""
-    complete = [prefix_change for prefix_change, count in _prefix_changes(model, tensors, head).items() if count == len(needed)]
-    if len(complete) != 1:
-        return tensors, ""
-    old_prefix, new_prefix = complete[0]
-    new_names = {name: change_prefix(name, old_prefix, new_prefix) for name in tensors}
-    unused = [name for name, new_name in new_names.items() if new_name is None]
-    note = f"weights: those named {old_prefix}…; not used: {format_names(unused)}" if unused else ""
-    return {new_name: tensors[name] for name, new_name in new_names.items() if new_name is not None}, note
+    current = {name: current_name(name) for name in state}
+    needed = _body_shapes(model, head)
+    if needed.keys() <= set(current.values()):
+        return current, ""
+    shapes = {current[name]: tuple(tensor.shape) for name, tensor in state.items()}
+    changes = _complete_changes(shapes, needed)
+    if len(changes) == 1:
+        old_prefix, new_prefix = changes[0]
+        return _without_none({name: change_prefix(current[name], old_prefix, new_prefix) for name in state}), old_prefix
+    children = [name for name, _ in model.named_children()]
+    indexed = {index_name(name, children): shape for name, shape in needed.items()}
+    # The dots let an empty prefix count as one to remove.
+    changes = [] if "" in indexed else _complete_changes({f".{name}": shape for name, shape in shapes.items()}, indexed)
+    if len(changes) != 1:
+        return current, ""
+    prefix = changes[0][0].removeprefix(".")
+    rest = _without_none({name: change_prefix(current[name], prefix, "") for name in state})
+    return _without_none({name: child_name(rest[name], children) for name in rest}), prefix
+
+
+def _complete_changes(shapes: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]) -> list[tuple[str, str]]:
+    """Return the changes of prefix that give all tensors of a network; without averages if there is another one."""
+    changes = matching_prefixes(shapes, needed)
+    return without_averages(change for change, count in changes.items() if count == len(needed))
+
+
+def _without_none(names: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: new_name for name, new_name in names.items() if new_name is not None}
+
+
+def spare_names(model: nn.Module, tensors: Mapping[str, Tensor], head: str) -> set[str]:
+    """Return the names of tensors beside the network that look like another head, or an average of the weights.
+
+    The network does not call a module that its class does not have.
+    """
+    own = {name.partition(".")[0] for name in (*model.state_dict(), *AUXILIARY_HEADS, *dict(model.named_children()))}
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, tensor in tensors.items():
+        if (group := name.partition(".")[0]) not in own:
+            groups.setdefault(group, {})[name] = tuple(tensor.shape)
+    width = heads.head_width(model, head)
+    return {
+        name
+        for group, shapes in groups.items()
+        if is_average(group) or head_layers.first_width(head_layers.read_layers(shapes, group)) in {width, 2 * width}
+        for name in shapes
+    }
 
 
 def _network_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
@@ -113,11 +164,10 @@ def _network_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors if not (backbones.is_within(name, [head]) or backbones.is_adapter(name))}
 
 
-def _prefix_changes(model: nn.Module, tensors: Mapping[str, Tensor], head: str) -> dict[tuple[str, str], int]:
-    shapes = {
-        name: tuple(tensor.shape) for name, tensor in _network_tensors(model, head).items() if not name.endswith(BATCH_COUNTER)
-    }
-    return matching_prefixes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes)
+def _body_shapes(model: nn.Module, head: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a checkpoint must have: all below the head but the counters of BatchNorm."""
+    tensors = _network_tensors(model, head)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(BATCH_COUNTER)}
 
 
 def _describe_misfit(
@@ -125,9 +175,10 @@ def _describe_misfit(
 ) -> UserError:
     found = "; ".join(f"{len(names)} {kind}: {format_names(names)}" for kind, names in complaints.items() if names)
     shapes = {name: tuple(tensor.shape) for name, tensor in network_tensors.items() if not name.endswith(BATCH_COUNTER)}
-    prefix_changes = matching_prefixes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes)
+    file_shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    prefix_changes = matching_prefixes(file_shapes, shapes)
     family_name = detect_family(tensors)
-    complete_prefixes = [old or new for (old, new), count in prefix_changes.items() if count == len(shapes)]
+    complete_prefixes = [old or new for old, new in _complete_changes(file_shapes, shapes)]
     hints = [f"the names look like {family_name}"] if family_name else []
     if len(complete_prefixes) > 1:
         hints = [f"the file holds the network more than once, under {', '.join(complete_prefixes)}: save only the one to use"]

@@ -5,6 +5,7 @@ Reads files, imports torch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from xferbench.core.errors import UserError
-from xferbench.lab.models import backbones, checkpoint_reader, checkpoints
+from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, finished_heads, heads
 from xferbench.lab.models.batchnorm import BATCH_COUNTER
 from xferbench.lab.training.network import TrainedModel
 
@@ -21,15 +22,31 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from xferbench.core.finished_head import FinishedHead
     from xferbench.core.pipeline import Checkpoint
     from xferbench.lab.data.datasets import Dataset
     from xferbench.lab.training.network import Architecture, Tensors
 
 
-def head_sizes(
-    module: nn.Module, head: str, checkpoint: Checkpoint, before: Mapping[str, Tensor], classes: int
-) -> tuple[int, bool]:
-    """Check that both files of a checkpoint match the network.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSummary:
+    """What the files of a checkpoint say, before anything is computed.
+
+    Attributes:
+        head: the head of the file ``after``.
+        body_unchanged: whether all parameters below the head equal those of ``before``.
+        notes: what is assumed of the file ``after``, and what is not used.
+    """
+
+    head: finished_heads.CheckpointHead
+    body_unchanged: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def inspect_checkpoint(
+    module: nn.Module, head: str, checkpoint: Checkpoint, before: Mapping[str, Tensor], classes: int, arch: str = "ARCH"
+) -> CheckpointSummary:
+    """Check that both files of a checkpoint match the network, and find the head.
 
     Args:
         module: the network.
@@ -37,30 +54,32 @@ def head_sizes(
         checkpoint: the files that the suite names.
         before: the tensors of the file ``before``; not used if the suite names none.
         classes: the number of classes of the data.
-
-    Returns:
-        The number of outputs of the checkpoint's head, and whether all parameters below the head equal those of ``before``.
+        arch: the name of the network, for advice.
 
     Raises:
-        UserError: if a file does not match the network, ``after`` has no head, both files contain the same weights, or the
-            files appear to be exchanged. The message names the suite key.
+        UserError: if a file does not match the network, ``after`` has no head that can be read, both files contain the same
+            weights, or the files appear to be exchanged. The message names the suite key.
     """
-    after, below_head = checkpoint_reader.read_checkpoint(Path(checkpoint.after.path)), {}
+    after, reading_note = checkpoint_reader.read_with_note(Path(checkpoint.after.path))
+    below_head, place = {}, finished_heads.find_place(module, head, after)
     for key, state in {"after": after, "before": before if checkpoint.before else {}}.items():
         try:
-            below_head[key] = checkpoints.match_tensors(module, state, head)[0] if state else {}
+            below_head[key] = checkpoints.match_tensors(module, state, place)[0] if state else {}
         except UserError as error:
             raise error.at(f"[checkpoint] {key}: {error.what}") from error
-    outputs = head_outputs(module, head, after)
+    found = finished_heads.find_head(module, head, after, classes, arch)
+    unused_note = finished_heads.unused_note(module, found, after)
+    summary = CheckpointSummary(head=found, notes=tuple(note for note in (reading_note, unused_note, found.note) if note))
     if not checkpoint.before:
-        return outputs, False
+        return summary
     _check_distinct(before, after)
-    if (outputs, classes) != (1, 2):  # one output is a head for two classes
-        _check_order(checkpoints.head_tensors(module, before, head).get(f"{head}.weight"), outputs, classes)
+    if (found.outputs, classes) != (1, 2):  # one output is a head for two classes
+        _check_order(checkpoints.head_tensors(module, before, head).get(f"{head}.weight"), found.outputs, classes)
     shared_parameters = [
         name for name in below_head["after"] if name in below_head["before"] and not name.endswith(BATCH_COUNTER)
     ]
-    return outputs, all(torch.equal(below_head["before"][name], below_head["after"][name]) for name in shared_parameters)
+    unchanged = all(torch.equal(below_head["before"][name], below_head["after"][name]) for name in shared_parameters)
+    return replace(summary, body_unchanged=unchanged)
 
 
 def _check_distinct(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
@@ -84,54 +103,59 @@ def _check_order(before_head: Tensor | None, outputs: int, classes: int) -> None
 
 
 def head_outputs(module: nn.Module, head: str, state: Mapping[str, Tensor]) -> int:
-    """Return the number of outputs of a checkpoint's head.
-
-    Raises:
-        UserError: if the checkpoint has no head.
-    """
-    weight = checkpoints.head_tensors(module, state, head).get(f"{head}.weight")
-    if weight is None:
-        raise UserError(
-            "[checkpoint] after: the network has no head",
-            found=f"no tensor {head}.weight in the file",
-            expected="the weights after fine-tuning, with the trained head",
-            do="save the state_dict() of the whole network",
-        )
-    return len(weight)
+    """Return the number of outputs of a checkpoint whose head is that of the architecture."""
+    return len(checkpoints.head_tensors(module, state, head)[f"{head}.weight"])
 
 
-def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor]) -> Tensors:
+def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor], head: FinishedHead | None = None) -> Tensors:
     """Return the tensors of a checkpoint under the names of a network, on the CPU.
 
     Head tensors are left out if their shape differs from the network. A head with one output of a network with two becomes one
     with two, whose first output is 0: the softmax of both is the sigmoid of the one.
 
+    Args:
+        network: the network, with the head of the checkpoint.
+        state: the tensors of the checkpoint.
+        head: the head of the checkpoint, if it differs from that of the architecture.
+
     Raises:
         UserError: if the checkpoint does not match the network below its head.
     """
-    module, head = network.module, network.layout.head
-    body, _ = checkpoints.match_tensors(module, state, head)
+    module, place = network.module, network.layout.head
+    body, _ = checkpoints.match_tensors(module, state, place)
     defaults = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    outputs = network.layout.classes
-    head_tensors = {
+    found = head_tensors(head, state) if head else checkpoints.head_tensors(module, state, place)
+    kept = {
         name: tensor
-        for name, tensor in _with_zero_output(checkpoints.head_tensors(module, state, head), outputs).items()
+        for name, tensor in _with_zero_output(found, network).items()
         if name in defaults and tensor.shape == defaults[name].shape
     }
-    file_tensors = body | head_tensors
+    file_tensors = body | kept
     # Counters and constant tables may be missing in the file. They keep the values of the network.
     return {
         name: _copy(file_tensors.get(name, default).to(default.dtype))
         for name, default in defaults.items()
-        if name in head_tensors or not backbones.is_within(name, [head])
+        if name in kept or _is_counter_of(name, kept) or not backbones.is_within(name, [place])
     }
 
 
-def _with_zero_output(head_tensors: Mapping[str, Tensor], outputs: int) -> Mapping[str, Tensor]:
+def _is_counter_of(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a tensor is the counter of a BatchNorm layer that has its statistics among some tensors."""
+    return name.endswith(BATCH_COUNTER) and name.removesuffix(BATCH_COUNTER) + "running_mean" in tensors
+
+
+def head_tensors(head: FinishedHead, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a head under the names of the network; those that a file lacks are left out."""
+    return {new: state[name] for name, new in finished_heads.head_tensor_names(head).items() if name in state}
+
+
+def _with_zero_output(found: Mapping[str, Tensor], network: Architecture) -> Mapping[str, Tensor]:
     """Return the tensors of a head, after an output of 0 if they have one output and the network has two."""
-    if outputs != 2 or any(tensor.ndim < 1 or len(tensor) != 1 for tensor in head_tensors.values()):
-        return head_tensors
-    return {name: torch.cat([torch.zeros_like(tensor), tensor]) for name, tensor in head_tensors.items()}
+    last = heads.last_layer(network.module, network.layout.head)
+    outputs = {name: tensor for name, tensor in found.items() if backbones.is_within(name, [last])}
+    if network.layout.classes != 2 or any(tensor.ndim < 1 or len(tensor) != 1 for tensor in outputs.values()):
+        return found
+    return {**found, **{name: torch.cat([torch.zeros_like(tensor), tensor]) for name, tensor in outputs.items()}}
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -157,17 +181,21 @@ def count_non_finite(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[s
 
 
 def trained_model(
-    network: Architecture, after: Mapping[str, Tensor], before: Mapping[str, Tensor] | None, dataset: Dataset
+    network: Architecture,
+    after: Mapping[str, Tensor],
+    before: Mapping[str, Tensor] | None,
+    dataset: Dataset,
+    head: FinishedHead | None = None,
 ) -> TrainedModel:
     """Return a checkpoint in the form that training returns.
 
-    Without ``before``, the tensors before training equal those after it.
+    ``head`` is as in :func:`checkpoint_tensors`. Without ``before``, the tensors before training equal those after it.
     ``before`` lacks the head if the head of the earlier checkpoint had another shape.
 
     Raises:
         UserError: if a file does not match the network.
     """
-    last = checkpoint_tensors(network, after)
+    last = checkpoint_tensors(network, after, head)
     missing = [name for name, _ in network.module.named_parameters() if name not in last]
     if missing:
         raise UserError(
@@ -177,7 +205,7 @@ def trained_model(
         )
     labels = dataset.train.labels if len(dataset.train.labels) else dataset.test.labels
     return TrainedModel(
-        before=last if before is None else checkpoint_tensors(network, before),
+        before=last if before is None else checkpoint_tensors(network, before, head),
         last=last,
         best=last,
         curve=(),

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 OLD_NAME_PATTERNS = (  # names in published torchvision weights → current names
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
@@ -21,23 +21,25 @@ RESNETS: dict[tuple[int, ...], str] = {  # (has bottlenecks, blocks per stage �
     (True, 3, 4, 23, 3): "resnet101",
     (True, 3, 8, 36, 3): "resnet152",
 }
-FAMILY_PATTERNS = {  # pattern of a name → the family that has such names
+STAGES = (("layer1", "layer2", "layer3", "layer4"), ("4", "5", "6", "7"))  # names of a ResNet's stages, and their indices
+FAMILY_PATTERNS = {  # pattern of a name, under any prefix → the family that has such names
     r"\.squeeze\.weight$": "SqueezeNet",
     r"denselayer\d": "DenseNet",
-    r"^conv_proj\.": "torchvision's ViT",
-    r"^patch_embed\.proj\.": "timm's ViT or Swin",
+    r"(^|\.)conv_proj\.": "torchvision's ViT",
+    r"(^|\.)patch_embed\.proj\.": "timm's ViT or Swin",
     r"(^|\.)embeddings\.": "a Hugging Face transformer",
-    r"^stage\d\.\d+\.branch2": "ShuffleNet",
-    r"^inception\d[a-e]\.": "GoogLeNet",
-    r"^Mixed_\d[a-e]\.": "Inception",
-    r"^trunk_output\.": "RegNet",
+    r"(^|\.)stage\d\.\d+\.branch2": "ShuffleNet",
+    r"(^|\.)inception\d[a-e]\.": "GoogLeNet",
+    r"(^|\.)Mixed_\d[a-e]\.": "Inception",
+    r"(^|\.)trunk_output\.": "RegNet",
     r"\.layer_scale$": "ConvNeXt",
     r"\.relative_position_bias_table$": "Swin",
-    r"^features\.\d+\.conv\.\d": "MobileNetV2",
-    r"^features\.\d+\.\d+\.block\.": "EfficientNet",
-    r"^features\.\d+\.block\.": "MobileNetV3",
-    r"^features\.\d+\.weight$": "VGG or AlexNet",
+    r"(^|\.)\d+\.conv\.\d": "MobileNetV2",
+    r"(^|\.)\d+\.\d+\.block\.": "EfficientNet",
+    r"(^|\.)\d+\.block\.": "MobileNetV3",
+    r"(^|\.)(features|0)\.\d+\.weight$": "VGG or AlexNet",
 }
+AVERAGE_WORDS = {"ema", "swa", "avg", "averaged", "shadow", "teacher", "target", "momentum", "k", "key"}
 MAX_LISTED_NAMES = 10
 MIN_MATCHING_SHARE = 0.5  # share of a network's tensors that must fit under a prefix before a message names it
 
@@ -51,16 +53,30 @@ def current_name(name: str) -> str:
 
 def detect_family(names: Iterable[str]) -> str:
     """Return the family of networks with such tensor names, or ""."""
+    return next(iter(detect_families(names)), "")
+
+
+def detect_families(names: Iterable[str]) -> list[str]:
+    """Return the families of networks that may have such tensor names, under any prefix, the most likely first."""
     names = set(names)
-    stages = [{name.split(".")[1] for name in names if name.startswith(f"layer{stage}.")} for stage in (1, 2, 3, 4)]
-    if "layer1.0.conv1.weight" in names:
-        blocks = [len(stage) for stage in stages]
-        if blocks[3] == 0 and len(set(blocks[:3])) == 1:
-            return f"cifar-resnet{6 * blocks[0] + 2}"
-        return RESNETS.get(("layer1.0.conv3.weight" in names, *blocks), "a ResNet")
-    return next(
-        (family for name_pattern, family in FAMILY_PATTERNS.items() if any(re.search(name_pattern, name) for name in names)), ""
-    )
+    resnets = [_resnet_depth(names, match[1], stages) for stages in STAGES for match in _first_blocks(names, stages)]
+    others = [family for pattern, family in FAMILY_PATTERNS.items() if any(re.search(pattern, name) for name in names)]
+    return list(dict.fromkeys([*resnets, *others]))
+
+
+def _first_blocks(names: Iterable[str], stages: Sequence[str]) -> Iterable[re.Match[str]]:
+    """Yield where the first block of a ResNet is; its group is the prefix."""
+    pattern = re.compile(rf"(|.*\.){stages[0]}\.0\.conv1\.weight")
+    return (match for name in sorted(names, key=len) if (match := pattern.fullmatch(name)))
+
+
+def _resnet_depth(names: Iterable[str], prefix: str, stages: Sequence[str]) -> str:
+    """Return the ResNet that has as many blocks in each of its stages."""
+    starts = [f"{prefix}{stage}." for stage in stages]
+    blocks = [len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)}) for start in starts]
+    if blocks[3] == 0 and len(set(blocks[:3])) == 1:
+        return f"cifar-resnet{6 * blocks[0] + 2}"
+    return RESNETS.get((f"{starts[0]}0.conv3.weight" in names, *blocks), "a ResNet")
 
 
 def format_names(names: list[str]) -> str:
@@ -77,15 +93,43 @@ def matching_prefixes(
     A change is a pair: the prefix to remove from the file's names and the prefix to add. One of the two is "".
     The changes that match the most tensors come first.
     """
-    counts: Counter[tuple[str, str]] = Counter()
-    for name, shape in network_shapes.items():
-        for file_name, file_shape in file_shapes.items():
-            if file_shape == shape and file_name != name:
-                if file_name.endswith(f".{name}"):
-                    counts[file_name.removesuffix(name), ""] += 1
-                elif name.endswith(f".{file_name}"):
-                    counts["", name.removesuffix(file_name)] += 1
+    removed, added = _prefix_counts(file_shapes, network_shapes), _prefix_counts(network_shapes, file_shapes)
+    counts = Counter({(prefix, ""): count for prefix, count in removed.items()})
+    counts.update({("", prefix): count for prefix, count in added.items()})
     return dict(counts.most_common())
+
+
+def _prefix_counts(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> Counter[str]:
+    """Count the wanted tensors that each prefix gives if it is removed."""
+    return Counter(prefix for name, shape in shapes.items() for prefix, rest in _splits(name) if wanted.get(rest) == shape)
+
+
+def _splits(name: str) -> Iterable[tuple[str, str]]:
+    """Yield each prefix of a name, with its last dot, and the rest."""
+    return ((name[: dot.end()], name[dot.end() :]) for dot in re.finditer(r"\.", name))
+
+
+def without_averages(changes: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the changes of prefix that do not lead to a moving average, or all of them if every one does."""
+    changes = list(changes)
+    return [change for change in changes if not is_average(change[0])] or changes
+
+
+def is_average(prefix: str) -> bool:
+    """Return whether a prefix names a slow copy of a network: an average of its weights, a teacher or a momentum encoder."""
+    return bool(AVERAGE_WORDS & set(re.split(r"[._]", prefix)))
+
+
+def index_name(name: str, children: Sequence[str]) -> str:
+    """Return the name of a tensor in ``Sequential(*network.children())``, or "" for a tensor of the network itself."""
+    child, _, rest = name.partition(".")
+    return f"{children.index(child)}.{rest}" if rest else ""
+
+
+def child_name(name: str, children: Sequence[str]) -> str | None:
+    """Return the name in a network for a name in ``Sequential(*network.children())``, or None if there is no such child."""
+    index, _, rest = name.partition(".")
+    return f"{children[int(index)]}.{rest}" if index.isdecimal() and int(index) < len(children) else None
 
 
 def change_prefix(name: str, old_prefix: str, new_prefix: str) -> str | None:

@@ -24,15 +24,18 @@ from xferbench.lab.models import (
     checkpoint_reader,
     checkpoints,
     finished,
+    finished_heads,
+    heads,
     published_preprocessing,
 )
 from xferbench.lab.training import user_training
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-    from xferbench.core.pipeline import Checkpoint, Data, UserCode, WeightsFile
+    from xferbench.core.finished_head import FinishedHead
+    from xferbench.core.pipeline import Data, UserCode, WeightsFile
+    from xferbench.lab.data import batch
 
 IMAGENET_MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The preprocessing with which the published weights of He et al.'s CIFAR networks were trained.
@@ -116,10 +119,18 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     train, validation = _subset(dataset, request)
     module, layout = _build_network(arch, code, dataset, transform)
     state, reading_note = checkpoint_reader.read_with_note(Path(weights.path))
-    name_note = checkpoints.match_names(module, state, layout.head)[1]
-    head_outputs, is_unchanged = _load_state(module, layout, state, checkpoint, len(dataset.classes))
+    pretrained_notes = (reading_note, checkpoints.match_names(module, state, layout.head)[1])
+    head, summary = checkpoints.head_tensors(module, state, layout.head), None
+    if checkpoint:
+        summary = finished.inspect_checkpoint(module, layout.head, checkpoint, state, len(dataset.classes), arch)
+        pretrained_notes = (*(pretrained_notes if checkpoint.before else ()), *summary.notes)
+        if finished_head := summary.head.finished:
+            is_replaced_alone = finished_head.place == layout.head and not finished_head.has_max_pooling
+            head = head if checkpoint.before and is_replaced_alone else {}
+            layout = _put_on(arch, module, finished_head, datasets.input_shape(dataset, transform))
+    else:
+        checkpoints.load_backbone(module, state, layout.head)
     unsupported, (forward, step) = _run_network(module, layout, code, dataset, transform, request.device)
-    head = checkpoints.head_tensors(module, state, layout.head)
     outputs, source_error = domains.source_outputs(source, outputs_by_class, transform, arch, head, cache)
     order_note = "" if outputs_by_class else _order_note(outputs)
     result = Profile(
@@ -130,8 +141,9 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
             batchnorm=layout.batchnorm,
             size=dataset.test.images.shape[-2:],
             accepted_sizes=_accepted_sizes(module, transform),
-            outputs=head_outputs,
-            body_unchanged=is_unchanged,
+            outputs=summary.head.outputs if summary else 0,
+            finished_head=summary.head.finished if summary else None,
+            body_unchanged=bool(summary and summary.body_unchanged),
             unsupported=(*unsupported, *_missing_unlabelled(shifted, transform, cache)),
         ),
         data=DataProfile(
@@ -150,7 +162,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
         timing=Timing(seconds_forward=forward, seconds_step=step),
         preprocessing=transform,
         recorded=not trust,
-        trust=tuple(note for note in (trust, reading_note, name_note, order_note) if note),
+        trust=tuple(dict.fromkeys(note for note in (trust, *pretrained_notes, order_note) if note)),
     )
     sigmoid_note = f"head: its one output is the logit of {dataset.classes[-1]}, for a sigmoid"
     return replace(result, trust=(*result.trust, sigmoid_note)) if result.has_sigmoid else result
@@ -186,23 +198,19 @@ def _build_network(
     return module, layout
 
 
-def _load_state(
-    module: torch.nn.Module,
-    layout: backbones.LayerLayout,
-    state: Mapping[str, torch.Tensor],
-    checkpoint: Checkpoint | None,
-    classes: int,
-) -> tuple[int, bool]:
-    """Load the pretrained weights; or, for an audit, check the sizes of both checkpoints without loading them.
+def _put_on(arch: str, module: torch.nn.Module, head: FinishedHead, shape: batch.Shape) -> backbones.LayerLayout:
+    """Put the head of a finished network on a network, and return the layers of the result.
 
-    Returns:
-        For an audit, the number of outputs of the checkpoint's head, and whether nothing below the head has changed; otherwise
-        0 and False.
+    Raises:
+        UserError: if the network does not run with this head.
     """
-    if checkpoint:
-        return finished.head_sizes(module, layout.head, checkpoint, state, classes)
-    checkpoints.load_backbone(module, state, layout.head)
-    return 0, False
+    width = heads.head_width(module, head.place)
+    try:
+        heads.replace_by_finished(module, head, head.outputs)
+        return backbones.layer_layout(module, shape, head.place)
+    except UserError as error:
+        names = [layer.name for layer in head.layers if layer.name]
+        raise finished_heads.unreadable_head(arch, head.place, width, names) from error
 
 
 def _run_network(

@@ -13,7 +13,7 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import WeightsFile
 from xferbench.lab.evaluation import evaluate
-from xferbench.lab.models import batchnorm, checkpoint_reader, checkpoints, finished
+from xferbench.lab.models import backbones, batchnorm, checkpoint_reader, checkpoints, finished
 from xferbench.lab.worker import run_trials
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from xferbench.core.finished_head import FinishedHead
     from xferbench.core.record import Predictions
     from xferbench.core.trial import Trial
     from xferbench.lab.training.network import Architecture, Tensors
@@ -46,16 +47,18 @@ def write_repaired(
         OSError: if the disk is full.
     """
     spec, edits = trial.model.base, trial.model.edits
+    head = spec.network.finished_head
     start, before_file = spec.network.start, spec.network.before
     assert isinstance(start, WeightsFile), "only a checkpoint has a file; a network trained here has none"
     checkpoint = Path(start.path)
     before = checkpoint_reader.read_checkpoint(Path(before_file.path)) if before_file else None
     dataset, network = run_trials.training_inputs(spec, trial, cache)
     model = run_trials.load_model(
-        trial, finished.trained_model(network, run_trials.start_checkpoint(spec), before, dataset), cache
+        trial, finished.trained_model(network, run_trials.start_checkpoint(spec), before, dataset, head), cache
     )
     file_tensors, _ = checkpoint_reader.read_raw(checkpoint)
-    repaired_tensors, why_not = replace_statistics(network, file_tensors, evaluate.edit_tensors(model, edits, trial.view))
+    tensors = evaluate.edit_tensors(model, edits, trial.view)
+    repaired_tensors, why_not = replace_statistics(network, file_tensors, tensors, head)
     if why_not:
         return why_not, "", 0
     unverified = out.with_name(f".{out.name}.{os.getpid()}.safetensors")
@@ -66,7 +69,7 @@ def write_repaired(
             state = checkpoint_reader.read_checkpoint(unverified)
         except UserError as problem:  # for example adapters, whose scale is in another file of the user
             return f"read back, the file is refused: {problem.what} ({problem.found})", "", 0
-        reloaded = replace(model, trained=finished.trained_model(network, state, before, dataset))
+        reloaded = replace(model, trained=finished.trained_model(network, state, before, dataset, head))
         predictions, _ = evaluate.predict(reloaded, evaluate.edit_tensors(reloaded, (), trial.view), edits, trial.view)
         count = count_different(predictions, expected)
         if count:
@@ -79,7 +82,7 @@ def write_repaired(
 
 
 def replace_statistics(
-    network: Architecture, file_tensors: Mapping[str, Tensor], tensors: Tensors
+    network: Architecture, file_tensors: Mapping[str, Tensor], tensors: Tensors, head: FinishedHead | None = None
 ) -> tuple[dict[str, Tensor], str]:
     """Replace BatchNorm's statistics among the tensors of a file. Each keeps its dtype.
 
@@ -87,11 +90,12 @@ def replace_statistics(
         network: the network that the statistics belong to.
         file_tensors: the tensors by the names in the file.
         tensors: the repaired tensors by the names in the network.
+        head: the head of the file, if it is not that of the architecture.
 
     Returns:
         The tensors of the new file and "", or no tensors and why this is impossible.
     """
-    names = file_names(network, file_tensors)
+    names = file_names(network, file_tensors, head)
     statistics = batchnorm.statistics_names(network.module)
     missing = sorted(name for name in statistics - names.keys() if not name.endswith(batchnorm.BATCH_COUNTER))
     if missing:
@@ -100,14 +104,18 @@ def replace_statistics(
     return {name: new.get(name, tensor) for name, tensor in file_tensors.items()}, ""
 
 
-def file_names(network: Architecture, file_tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def file_names(network: Architecture, file_tensors: Mapping[str, Tensor], head: FinishedHead | None = None) -> dict[str, str]:
     """Return the name in the file for each tensor of a network.
 
     The names are found by passing marked tensors through the functions that load a checkpoint.
     """
     views = {name: tensor.view_as(tensor) for name, tensor in file_tensors.items()}  # distinct objects even for tied tensors
     names = {id(tensor): name for name, tensor in views.items()}
-    network_tensors, _ = checkpoints.match_names(network.module, checkpoint_reader.without_prefixes(views), network.layout.head)
+    state = checkpoint_reader.without_prefixes(views)
+    network_tensors, _ = checkpoints.match_names(network.module, state, network.layout.head)
+    if head:
+        body = {name: tensor for name, tensor in network_tensors.items() if not backbones.is_within(name, [head.place])}
+        network_tensors = body | finished.head_tensors(head, state)
     return {name: names[id(tensor)] for name, tensor in network_tensors.items()}
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from xferbench.core.finished_head import FinishedHead
     from xferbench.core.pipeline import UserCode
     from xferbench.core.trial import ComputeContext, Trial
     from xferbench.lab.data.batch import Shape
@@ -101,9 +102,12 @@ def _network(
     cache: Path,
     head: Head = RANDOM_HEAD,
     adapters: int = 0,
+    finished_head: FinishedHead | None = None,
 ) -> Architecture:
     module = backbones.build(arch, classes, code).eval()
-    layout = backbones.layer_layout(module, shape)
+    if finished_head:
+        heads.replace_by_finished(module, finished_head, classes)
+    layout = backbones.layer_layout(module, shape, finished_head.place if finished_head else "")
     if is_mlp_head(head):
         heads.replace_head(module, layout, head)
         layout = replace(layout, parameters=sum(parameter.numel() for parameter in module.parameters()))
@@ -132,12 +136,14 @@ def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Data
     head = initial_network.head if is_mlp_head(initial_network.head) else RANDOM_HEAD
     adapters = bottleneck_adapters.adapter_channels(spec.procedure.phases)
     classes, device = len(dataset.classes), trial.context.device
-    network = _network(initial_network.arch, initial_network.code, classes, shape, device, cache, head, adapters)
-    if initial_network.head == OWN_HEAD:
+    build = partial(_network, initial_network.arch, initial_network.code)
+    if finished_head := initial_network.finished_head:
+        outputs = classes if initial_network.sigmoid else finished_head.outputs
+        return dataset, build(outputs, shape, device, cache, head, adapters, finished_head)
+    network = build(classes, shape, device, cache, head, adapters)
+    if initial_network.head == OWN_HEAD and not initial_network.sigmoid:
         outputs = finished.head_outputs(network.module, network.layout.head, start_checkpoint(spec))
-        outputs = classes if initial_network.sigmoid else outputs
-        if outputs != classes:
-            network = _network(initial_network.arch, initial_network.code, outputs, shape, device, cache, head, adapters)
+        network = build(outputs, shape, device, cache, head, adapters)
     return dataset, network
 
 
@@ -217,7 +223,7 @@ def _load_finished(spec: TrainingSpec, network: Architecture, dataset: Dataset) 
     """Load an audited checkpoint, and the checkpoint before its training if there is one."""
     file = spec.network.before
     before = _read_checkpoint(file.path, file.digest) if file else None
-    return finished.trained_model(network, start_checkpoint(spec), before, dataset)
+    return finished.trained_model(network, start_checkpoint(spec), before, dataset, spec.network.finished_head)
 
 
 def _with_phase_start(
@@ -260,7 +266,7 @@ def _with_teachers(
 
 
 def _with_plain_head(spec: TrainingSpec) -> TrainingSpec:
-    return replace(spec, network=replace(spec.network, head=RANDOM_HEAD))
+    return replace(spec, network=replace(spec.network, head=RANDOM_HEAD, finished_head=None))
 
 
 def pretrained_head(spec: TrainingSpec, network: Architecture) -> Tensors:
@@ -314,7 +320,8 @@ def _load_weights(path: Path, before: Tensors) -> TrainedModel:
 def load_model(trial: Trial, trained: TrainedModel, cache: Path) -> context.LoadedModel:
     """Return the trained network of a trial with everything that its evaluation needs."""
     spec = trial.model.base
-    needs_plain_head = SourceHead() in trial.model.edits and is_mlp_head(spec.network.head)
+    has_other_head = is_mlp_head(spec.network.head) or spec.network.finished_head is not None
+    needs_plain_head = SourceHead() in trial.model.edits and has_other_head
     dataset, network = training_inputs(_with_plain_head(spec) if needs_plain_head else spec, trial, cache)
     if trial.view.expected_training and trial.view.expected_training.init == PRETRAINED != spec.network.init:
         trained = _as_if_pretrained(spec, trained, network)
@@ -360,7 +367,7 @@ def _as_if_pretrained(spec: TrainingSpec, trained: TrainedModel, network: Archit
     head = network.layout.head
     tensors = {
         name: tensor
-        for name, tensor in finished.checkpoint_tensors(network, start_checkpoint(spec)).items()
+        for name, tensor in finished.checkpoint_tensors(network, start_checkpoint(spec), spec.network.finished_head).items()
         if not (backbones.is_within(name, [head]) or backbones.is_adapter(name))
     }
     return replace(trained, before=trained.before | tensors)
