@@ -17,6 +17,7 @@ from xferbench.lab.models import peft_checkpoints
 from xferbench.lab.models.state_dict_names import format_names
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "ema", "model_ema", "state_dict_ema", "backbone")
@@ -34,7 +35,21 @@ READ_ERRORS = (
     AssertionError,
     struct.error,
 )
+RESCUE = (  # keeps tensors, and the modules and dictionaries around them
+    "import torch; keep = lambda x: keep(x.state_dict()) if isinstance(x, torch.nn.Module) else "
+    "{k: keep(v) for k, v in x.items()} if isinstance(x, dict) else x if isinstance(x, torch.Tensor) else None; "
+    'torch.save(keep(torch.load(%r, map_location="cpu", weights_only=False)), "weights.pth")'
+)
 CHECKPOINT_EXPECTED = "a state dict saved by torch.save, or safetensors"
+
+
+class DroppedArguments:
+    """Stands for the ``argparse.Namespace`` of a training script, whose content is not read."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        """Drop the content."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -113,10 +128,16 @@ def open_safetensors(path: Path) -> Any:
         raise _damaged_file(path, error) from error
 
 
+def _arguments_dropped() -> AbstractContextManager[None]:
+    """Let torch read a file with the arguments of a training script, as the scripts of torchvision and timm write it."""
+    manager: AbstractContextManager[None] = torch.serialization.safe_globals([(DroppedArguments, "argparse.Namespace")])
+    return manager
+
+
 def _read_torch(path: Path) -> object:
     """Return what torch.save wrote, if it is plain data."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _arguments_dropped():
             warnings.simplefilter("ignore")  # torch warns about the protocol of files that it refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -127,9 +148,7 @@ def _read_torch(path: Path) -> object:
             f"{path}: refused, since opening it in full would run code",
             found=f"the file asks for {', '.join(_blocked_globals(path) or [match[1]])}, which is not plain data",
             expected=CHECKPOINT_EXPECTED,
-            do="only if you trust the file, save its tensors again: "
-            f'state = torch.load({path.name!r}, weights_only=False); state = state.get("state_dict", state) '
-            'if isinstance(state, dict) else state.state_dict(); safetensors.torch.save_file(state, "weights.safetensors")',
+            do=f"only if you trust the file, save its tensors again: {RESCUE % path.name}",
         ) from error
     except READ_ERRORS as error:
         if "TorchScript" in str(error):
@@ -141,7 +160,8 @@ def _read_torch(path: Path) -> object:
 def _blocked_globals(path: Path) -> list[str]:
     """Return all globals in a file that are not plain data; none for an old file, where torch reports only the first."""
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with _arguments_dropped():
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (pickle.UnpicklingError, *READ_ERRORS):
         return []
 
