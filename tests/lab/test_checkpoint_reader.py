@@ -57,6 +57,8 @@ def test_floating_point_becomes_float32_and_integers_do_not_change(dtype, tmp_pa
         {"ema": {"module": STATE}, "args": {"lr": 0.1}},
         {"teacher": STATE},
         {"net": {f"module.{name}": tensor for name, tensor in STATE.items()}},
+        {"weights": STATE, "optimizer_state": {"state": {"step": torch.tensor(1.0)}}},
+        {"classy_state_dict": {"base_model": {"model": STATE, "meta": {}}, "optimizer": {"m": torch.ones(2)}}, "iteration": 5},
         {f"_orig_mod.module.model.{name}": tensor for name, tensor in STATE.items()},
         {f"base_model.model.backbone.{name}": tensor for name, tensor in STATE.items()},
     ],
@@ -70,6 +72,14 @@ def test_weights_are_preferred_to_their_moving_average(tmp_path):
     assert is_equal(
         checkpoint_reader.read_checkpoint(save_state({"model_ema": average, "model": STATE}, tmp_path / "a.pth")), STATE
     )
+
+
+@pytest.mark.parametrize("keys", [("trunk", "heads"), ("backbone", "fc"), ("model", "criterion"), ("student", "teacher")])
+def test_the_parts_of_a_network_may_be_stored_one_by_one(keys, tmp_path):
+    parts = dict(zip(keys, (STATE, {"0.clf.weight": torch.ones(2, 3)}), strict=True))
+    content = {"model": {"inner": parts}} if keys[0] == "trunk" else parts | {"optimizer": {"state": {"m": torch.ones(1)}}}
+    state = checkpoint_reader.read_checkpoint(save_state(content, tmp_path / "a.pth"))
+    assert state.keys() == {f"{keys[0]}.{name}" for name in STATE} | {f"{keys[1]}.0.clf.weight"}
 
 
 def test_a_prefix_of_some_names_is_kept(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,7 @@ def detect_arch(path: Path) -> str:
         UserError: If the file cannot be read as weights.
     """
     state = {state_dict_names.current_name(name): tensor for name, tensor in checkpoint_reader.read_checkpoint(path).items()}
-    return next((name for name in _candidates(state) if _is_match(name, state)), "")
+    return next((name for name in (*_candidates(state), *_timm_candidates(state)) if _is_match(name, state)), "")
 
 
 def _candidates(state: Mapping[str, Tensor]) -> list[str]:
@@ -41,6 +42,15 @@ def _candidates(state: Mapping[str, Tensor]) -> list[str]:
     for family_name in state_dict_names.detect_families(state) or [UNRECOGNIZED_FAMILY]:
         names += [name for name in _family_archs(family_name) if name not in names]
     return names
+
+
+def _timm_candidates(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the architectures of timm that the names suggest; none if timm is not installed."""
+    patterns = state_dict_names.timm_patterns({name: tuple(tensor.shape) for name, tensor in state.items()})
+    if not patterns or find_spec("timm") is None:
+        return []
+    timm = backbones.import_timm()
+    return [f"timm:{name}" for pattern in patterns for name in timm.list_models(pattern)]
 
 
 def _family_archs(family_name: str) -> list[str]:

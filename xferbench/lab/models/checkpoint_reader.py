@@ -20,7 +20,21 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "ema", "model_ema", "state_dict_ema", "backbone")
+STATE_DICTS = ("state_dict", "model_state_dict", "model_state")  # wrappers of a whole network
+WRAPPERS = (
+    *STATE_DICTS,
+    "classy_state_dict",  # of vissl, where the next two follow
+    "base_model",
+    "model",
+    "net",
+    "module",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+    "backbone",
+)
+MAX_WRAPPERS = 4
+NOT_WEIGHTS = re.compile(r"optim|sched|scaler|rng|callbacks|loops")  # parts of a training state that hold tensors too
 AVERAGED_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.", "base_model.model.", "backbone.")
 # The errors that torch.load raises for files that are damaged or are not checkpoints.
@@ -180,13 +194,20 @@ def _damaged_file(path: Path, error: Exception) -> UserError:
 
 
 def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the mapping from names to tensors below at most two wrappers of a training script, and a note."""
+    """Return the mapping from names to tensors below the wrappers of a training script, and a note."""
     note = ""
-    for _ in range(3):
+    for _ in range(MAX_WRAPPERS + 1):
         if not isinstance(content, Mapping):
             break
-        inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and _holds_tensors(value)}
+        inner = {
+            key: value
+            for key, value in content.items()
+            if isinstance(value, Mapping) and _holds_tensors(value) and not NOT_WEIGHTS.search(str(key))
+        }
         wrapper = next((name for name in WRAPPERS if name in inner), None)
+        if parts := _parts_of_network(inner, wrapper):
+            content = {f"{key}.{name}": tensor for key, part in parts.items() for name, tensor in part.items()}
+            break
         if wrapper is None and len(inner) == 1 and not any(isinstance(value, Tensor) for value in content.values()):
             wrapper = next(iter(inner))
         if wrapper is None:
@@ -202,6 +223,23 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
         expected = f"a state dict, at the top level or under {', '.join(WRAPPERS)}"
         raise UserError(f"{path}: it holds no named tensors", found=found, expected=expected)
     return tensors, note
+
+
+def _parts_of_network(inner: Mapping[Any, Mapping[Any, Any]], wrapper: str | None) -> dict[Any, Mapping[Any, Any]]:
+    """Return the state dicts of a file that stores the parts of a network one by one, as ``backbone`` and ``head``; else {}.
+
+    Two state dicts with the same names are not parts but copies, of which a known wrapper names the right one.
+    """
+    parts = {
+        key: part
+        for key, part in inner.items()
+        if (key == wrapper or key not in AVERAGED_WRAPPERS)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in part.items())
+    }
+    if wrapper in STATE_DICTS or len(parts) < 2 or (wrapper and wrapper not in parts):
+        return {}
+    rest = [part for key, part in parts.items() if key != wrapper]
+    return {} if wrapper and any(part.keys() & parts[wrapper].keys() for part in rest) else parts
 
 
 def _holds_tensors(content: Mapping[Any, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from math import isqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,16 @@ RESNETS: dict[tuple[int, ...], str] = {  # (has bottlenecks, blocks per stage �
     (True, 3, 4, 23, 3): "resnet101",
     (True, 3, 8, 36, 3): "resnet152",
 }
+# A pattern of a name in timm → patterns of the architectures that have such names. The first pattern that occurs counts.
+TIMM_PATTERNS = {
+    r"(^|\.)stages\.\d+\.blocks\.\d+\.conv_dw\.": ("convnext*",),
+    r"(^|\.)layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$": ("swin_*",),
+    r"(^|\.)conv_head\.bias$": ("mobilenetv3*",),
+    r"(^|\.)conv_stem\.": ("efficientnet_*", "mobilenetv2*", "mnasnet*", "tf_efficientnet_*", "tf_efficientnetv2_*"),
+    r"(^|\.)denselayer\d": ("densenet*",),
+    r"(^|\.)stem\.conv\.": ("regnet*",),
+}
+VIT_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # width of timm's ViT → its size
 STAGES = (("layer1", "layer2", "layer3", "layer4"), ("4", "5", "6", "7"))  # names of a ResNet's stages, and their indices
 FAMILY_PATTERNS = {  # pattern of a name, under any prefix → the family that has such names
     r"\.squeeze\.weight$": "SqueezeNet",
@@ -77,6 +88,20 @@ def _resnet_depth(names: Iterable[str], prefix: str, stages: Sequence[str]) -> s
     if blocks[3] == 0 and len(set(blocks[:3])) == 1:
         return f"cifar-resnet{6 * blocks[0] + 2}"
     return RESNETS.get((f"{starts[0]}0.conv3.weight" in names, *blocks), "a ResNet")
+
+
+def timm_patterns(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return patterns of timm's architectures that may have tensors of such names and shapes, the most likely first."""
+    patches = {name: shape for name, shape in shapes.items() if name.endswith("patch_embed.proj.weight")}
+    positions = next((shape for name, shape in shapes.items() if name.endswith("pos_embed")), None)
+    if patches and positions:
+        width, _, patch, _ = next(iter(patches.values()))
+        side = patch * isqrt(positions[1])  # a token for the class, or none, does not change the whole root
+        return (f"vit_{VIT_WIDTHS.get(width, '*')}_patch{patch}_{side}", f"deit3_*_patch{patch}_{side}")
+    depth = re.fullmatch(r"resnet\d+", detect_family(shapes))
+    if depth:
+        return (f"*{depth[0]}*",)
+    return next((archs for pattern, archs in TIMM_PATTERNS.items() if any(re.search(pattern, name) for name in shapes)), ())
 
 
 def format_names(names: list[str]) -> str:
