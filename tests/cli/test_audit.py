@@ -41,6 +41,12 @@ def parse_audit(*arguments):
     return audit_suite.audit_suite(main.build_parser().parse_args(["audit", *map(str, arguments)]))
 
 
+def test_the_detected_architecture_is_printed(after, capsys):
+    suite = parse_audit("--after", after, "--data", "digits")
+    assert suite.backbone.arch == "tiny-resnet"
+    assert "architecture: tiny-resnet, detected from the tensors" in capsys.readouterr().err
+
+
 def suite_table(after):
     return {
         "schema": 1,

@@ -65,3 +65,27 @@ def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path):
 
 def test_published_weights_are_detected(shared):
     assert arch_detection.detect_arch(shared / "weights" / "resnet44-014dd654.th") == "cifar-resnet44"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "prefix"),
+    [
+        ("mobilenetv3_small_050", {}, "module."),
+        ("vit_tiny_patch16_224", {"img_size": 384}, "model.encoder."),
+        ("vit_tiny_patch16_224", {"num_classes": 0}, ""),
+        ("resnet18d", {}, ""),
+        ("convnext_atto", {}, "net.body."),
+    ],
+)
+def test_architectures_of_timm_are_detected(tmp_path, name, arguments, prefix):
+    timm = pytest.importorskip("timm")
+    state = timm.create_model(name, **{"num_classes": 3} | arguments).state_dict()
+    torch.save({f"{prefix}{key}": tensor for key, tensor in state.items()}, tmp_path / "w.pth")
+    assert arch_detection.detect_arch(tmp_path / "w.pth") == f"timm:{name.replace('224', str(arguments.get('img_size', 224)))}"
+
+
+def test_names_of_timm_without_timm_are_not_detected(tmp_path, monkeypatch):
+    shapes = {"conv_stem.weight": (8, 3, 3, 3), "conv_head.bias": (8,)}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "w.pth")
+    monkeypatch.setattr(arch_detection, "find_spec", lambda _: None)
+    assert arch_detection.detect_arch(tmp_path / "w.pth") == ""

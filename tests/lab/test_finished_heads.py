@@ -152,6 +152,12 @@ def test_beside_a_network_with_a_prefix_the_number_of_classes_decides():
     ]
 
 
+def test_two_heads_for_the_same_number_of_classes_are_an_error_that_names_both():
+    user = Wrapper(headless(), color=nn.Linear(WIDTH, 5), shape=nn.Linear(WIDTH, 5))
+    with pytest.raises(UserError, match=r"found: color with 5 outputs, shape with 5 outputs"):
+        finished_heads.find_head(*make_plain(), user.state_dict(), 5)
+
+
 def test_a_head_that_the_network_never_calls_is_left_out_with_a_note():
     network = headless(nn.Linear(WIDTH, 9))
     network.fc = nn.Linear(WIDTH, 5)

@@ -6,6 +6,7 @@ The options form the table that a suite file with ``[checkpoint]`` would contain
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import asdict
 from math import floor
 from pathlib import Path
@@ -88,7 +89,7 @@ def suite_from_options(arguments: argparse.Namespace) -> Suite:
         if name not in options:
             found = ", ".join(f"--{option}" for option in options) or "no options"
             raise UserError(f"--{name} is missing", found=found, expected="--after FILE --data DATA, or a suite file")
-    arch = options.get("arch") or detect_arch(options["after"], "--after")
+    arch = options.get("arch") or _detect_and_print_arch(options["after"])
     table = _suite_table(options, arch)
     path = Path.cwd() / COMMAND_LINE
     try:
@@ -96,6 +97,12 @@ def suite_from_options(arguments: argparse.Namespace) -> Suite:
         return replace_invocation(suite, path=COMMAND_LINE, command=_typed_options(options))
     except UserError as problem:
         raise problem.at(problem.what.replace(str(path), COMMAND_LINE, 1)) from problem  # there is no such file to look for
+
+
+def _detect_and_print_arch(weights: Path) -> str:
+    arch = detect_arch(weights, "--after")
+    print(f"architecture: {arch}, detected from the tensors", file=sys.stderr)
+    return arch
 
 
 def _suite_table(options: Mapping[str, Any], arch: str) -> dict[str, Any]:

@@ -82,9 +82,19 @@ def find_head(
     place = find_place(model, head, state)
     names, prefix = checkpoints.rename(model, state, place)
     weight = next((name for name, new in names.items() if new == f"{head}.weight"), None)
-    chosen = _choose(_candidates(model, place, state), prefix, classes)
+    candidates = _candidates(model, place, state)
+    chosen = _choose(candidates, prefix, classes)
     if weight is not None and place == head and (not prefix or chosen is None or chosen.is_own):
         return CheckpointHead(place=head, outputs=len(state[weight]))
+    if chosen is None and len(candidates) > 1:
+        raise UserError(
+            "[checkpoint] after: more than one head beside the network",
+            found=", ".join(
+                f"{candidate.layers[-1].name} with {candidate.layers[-1].outputs} outputs" for candidate in candidates
+            ),
+            expected="one head, or one with an output for each class",
+            do="save only the head to audit",
+        )
     if chosen is None:
         raise _unreadable(model, place, state, arch)
     doubled = head_layers.first_width(chosen.layers) != heads.head_width(model, place)
