@@ -149,3 +149,25 @@ def test_without_torch_the_weights_are_not_checked(capsys, tmp_path, monkeypatch
     write_weights(tmp_path / "w.pth", "cifar-resnet32")
     monkeypatch.setattr(profile, "find_spec", lambda _: None)
     assert invoke(capsys, "validate", make_suite_with_weights(tmp_path, "cifar-resnet20"))[0] == exit_code.PASSED
+
+
+def test_classes_and_splits_of_a_folder_are_printed(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    for split in ("train", "valid", "test"):
+        for number, name in enumerate(("fox", "owl")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "pets" / split / name / "a.png")
+    suite = tmp_path / "pets.toml"
+    suite.write_text(
+        'schema = 1\nname = "pets"\nplugins = ["data-leakage"]\n[backbone]\narch = "tiny-resnet"\n'
+        '[target]\ndata = "folder:pets"\n'
+    )
+    code, out, _ = invoke(capsys, "validate", suite, "--store", tmp_path / "s.sqlite")
+    assert code == 0
+    assert "note: classes: 0 fox, 1 owl\n" in out
+    assert "note: train/ is for training; valid/ is for selection; test/ is for testing" in out
+    (tmp_path / "pets" / "valid" / "elk").mkdir()
+    image.new("RGB", (4, 4)).save(tmp_path / "pets" / "valid" / "elk" / "a.png")
+    code, _, err = invoke(capsys, "validate", suite, "--store", tmp_path / "s.sqlite")
+    assert code == 2
+    assert "pets.toml: [target] data: " in err

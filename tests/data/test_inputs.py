@@ -15,7 +15,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
 from xferbench.core.sections import replace_flat
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
-from xferbench.data import inputs, sources, synthetic
+from xferbench.data import inputs, listing, sources, synthetic
 
 SUITE = Suite(
     name="ants",
@@ -179,11 +179,11 @@ def test_links_are_followed(folder, tmp_path):
 
 def test_a_cycle_of_links_ends(folder):
     (folder / "train" / "ants" / "up").symlink_to(folder)
-    assert len(list(inputs.list_files(folder))) == 16
+    assert len(list(listing.list_files(folder))) == 16
 
 
 def test_files_are_listed_in_a_fixed_order(folder):
-    names = [path.relative_to(folder).as_posix() for path in inputs.list_files(folder)]
+    names = [path.relative_to(folder).as_posix() for path in listing.list_files(folder)]
     assert names == sorted(names)
     assert len(names) == 16
 
@@ -213,6 +213,19 @@ def empty_folder(folder):
         file.unlink()
 
 
+def move_into_folds(folder):
+    for fold in ("fold1", "fold2"):
+        for split in ("train", "val"):
+            shutil.copytree(folder / split, folder / fold / split)
+    for split in ("train", "val"):
+        shutil.rmtree(folder / split)
+
+
+def unpack_flat_test(folder):
+    shutil.rmtree(folder / "val")
+    write_images(folder / "test")
+
+
 @pytest.mark.parametrize(
     ("change", "what", "found", "expected"),
     [
@@ -221,7 +234,9 @@ def empty_folder(folder):
         (lambda folder: [shutil.rmtree(folder / name) for name in ("train", "val")], "not a dataset", "nothing", "train/"),
         (lambda folder: shutil.rmtree(folder / "train" / "bees"), "train: too few classes", "1 class folder(s): ants", "two"),
         (lambda folder: empty_folder(folder / "train" / "bees"), "train/bees: no images", "0 other files", ".jpeg, .jpg"),
-        (lambda folder: shutil.rmtree(folder / "val" / "bees"), "val/bees: no images", "no such folder", ".png"),
+        (lambda folder: write_images(folder / "dev" / "ants"), "two folders for selection", "dev/ and val/", "one"),
+        (move_into_folds, "several folders with splits", "fold1, fold2", "train/"),
+        (unpack_flat_test, "not a dataset folder", "test without class folders", "one folder of images"),
         (lambda folder: write_images(folder / "val" / "wasps"), "val: class folders that are missing", "wasps", "ants, bees"),
     ],
 )

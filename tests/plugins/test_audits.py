@@ -421,3 +421,17 @@ def test_a_finding_in_json_has_a_plugin_and_a_contrast_part_of_its_id():
     (finding, *_) = run_audit(linear_probe.audit).findings
     loaded = finding_from_json(finding_to_json(finding), ())
     assert (loaded.plugin, loaded.contrast) == ("audit/linear-probe", "harm")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_outputs_in_numeric_order_are_recognized(first):
+    names = sorted(str(number) for number in range(first, first + 11))
+    assigned = {output: names.index(str(first + output)) for output in range(11)}
+    assert class_order.is_numeric_order(assigned, 11)
+    assert class_order.is_numeric_order({output: assigned[output] for output in (0, 3, 7)}, 11)
+    assert not class_order.is_numeric_order(assigned | {0: 1}, 11)
+    assert not class_order.is_numeric_order({output: output for output in range(11)}, 11)
+
+
+def test_nine_outputs_have_the_same_order_as_text():
+    assert not class_order.is_numeric_order({output: output for output in range(9)}, 9)

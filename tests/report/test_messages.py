@@ -55,3 +55,9 @@ def test_an_empty_text_gives_no_empty_parentheses():
     assert messages.write_sentence(because(Code.OWN_VERDICT, why=inner_reason, verdict="PASS", text="")).endswith(
         "own verdict counts: PASS"
     )
+
+
+def test_classes_are_listed_with_their_index():
+    assert messages.write_sentence(because(Code.CLASSES, names=("cat", "dog"))) == "classes: 0 cat, 1 dog"
+    many = messages.write_sentence(because(Code.CLASSES, names=tuple("abcdefghijkl")))
+    assert many.endswith("8 i, 9 j, … (12 in all)")

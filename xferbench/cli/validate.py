@@ -16,6 +16,7 @@ from xferbench.core.errors import UserError
 if TYPE_CHECKING:
     import argparse
 
+    from xferbench.core.plugin import Profile
     from xferbench.core.suite import Matrix, Suite
 
 
@@ -83,7 +84,7 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
     overrides = " ".join(f"--set {override}" for override in suite.invocation.overrides)
     print(f"{path}: a valid suite" + (f" with {overrides}" if overrides else ""))
     if not arguments.no_files:
-        _print_table_notes(suite)
+        _print_data_notes(suite, profiles[0])
     (cached,) = profiles
     examples = (cached.data.test_groups or cached.data.test) if cached else suite.data.test_size
     if examples:
@@ -94,13 +95,16 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
         freeze_plan(suite, arguments)
 
 
-def _print_table_notes(suite: Suite) -> None:
-    """Print the notes on the columns of the target's ``metadata.csv``, if it has one."""
-    from xferbench.data import inputs, metadata_csv
+def _print_data_notes(suite: Suite, cached: Profile | None) -> None:
+    """Print the classes of the target, if they are known without torch, and notes on its folders or its tables."""
+    from xferbench.core.reason import Code, because
+    from xferbench.data import sources
     from xferbench.report.format import one_line
+    from xferbench.report.messages import write_sentence
 
-    kind, folder = inputs.split_spec(suite.data.target)
-    for note in metadata_csv.read_rows(Path(folder))[1] if kind == "folder" else ():
+    classes, notes = sources.describe_folder(suite.data.target)
+    classes = cached.data.classes if cached else classes
+    for note in (*([write_sentence(because(Code.CLASSES, names=classes))] if classes else []), *notes):
         print(f"note: {one_line(note)}")
 
 

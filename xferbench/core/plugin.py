@@ -129,6 +129,7 @@ class DataProfile:
         source_error: why the source's classes are not known, or "".
         dropped_examples: the examples that cannot be used, in words.
         rotated, sixteen_bit: numbers of test images with an EXIF orientation, and with 16 bits per channel.
+        notes: how the files of the datasets were understood, in words.
     """
 
     classes: tuple[str, ...]
@@ -142,6 +143,7 @@ class DataProfile:
     dropped_examples: tuple[str, ...] = ()
     rotated: int = 0
     sixteen_bit: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

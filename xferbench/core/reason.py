@@ -130,6 +130,7 @@ class Code(Enum):
     DECISION_CHANCES = auto()  # power: a DecisionPower
     OVERRIDDEN = auto()  # overrides
     SUPPORTED_FIELDS = auto()  # training, fields
+    CLASSES = auto()  # names, in the order of the outputs
     DROPPED_EXAMPLES = auto()  # entries
     AT_EDGE = auto()  # plugins, arm, edge
     SUBJECT_LEARNT_NOTHING = auto()  # share

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.files import sha256
 from xferbench.core.pipeline import Checkpoint, Data, WeightsFile
-from xferbench.data import metadata_csv, synthetic, torchvision_folder, user_code
+from xferbench.data import class_folders, metadata_csv, synthetic, torchvision_folder, user_code
+from xferbench.data.listing import list_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import UserCode
     from xferbench.core.suite import Suite
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 DATA_KINDS = ("folder", "npz", "torchvision", "synthetic", "digits")
 FOLDER_EXPECTED = "a folder with train/ and val/ or test/, or with metadata.csv"
 NAMED_ARCHS = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
@@ -44,7 +44,8 @@ def check_inputs(suite: Suite) -> None:
         spec = getattr(suite.data, role)
         try:
             kind, rest = split_spec(spec) if spec is not None else ("", "")
-            _ = kind == "folder" and metadata_csv.read_rows(Path(rest))
+            if kind == "folder":
+                _check_folder(Path(rest))
         except UserError as problem:
             raise problem.at(f"{suite.invocation.path}: [{role}] data: {problem.what}") from problem
     files = {
@@ -59,6 +60,14 @@ def check_inputs(suite: Suite) -> None:
     if not suite.is_audit:
         _checkpoint_path(suite)
     digest_code(suite)
+
+
+def _check_folder(folder: Path) -> None:
+    """Read the tables of a folder, or the names of its files, and raise a UserError if it is not a dataset."""
+    if metadata_csv.metadata_files(folder):
+        metadata_csv.read_rows(folder)
+    else:
+        class_folders.read_layout(folder)
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -89,7 +98,8 @@ def digest_data(spec: str, digester: Callable[[Path], str] = sha256) -> Data:
     """Return a dataset with the digest of its content.
 
     The digest of a folder depends on the names of its files and classes and on their bytes, not on the folder's own name. For a
-    folder with a table, the table and the files that it names count; for a dataset of torchvision, all its files.
+    folder with a table, the table and the files that it names count; for a dataset of torchvision, all its files. Splits whose
+    names earlier versions did not know count too.
 
     Raises:
         UserError: If the kind is unknown, the file or folder does not exist, or a table cannot be read.
@@ -103,6 +113,9 @@ def digest_data(spec: str, digester: Callable[[Path], str] = sha256) -> Data:
             # A file name need not be valid text.
             relative = path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape")
             hasher.update(relative + f"\0{digester(path)}\0".encode())
+        is_plain = kind == "folder" and not metadata_csv.metadata_files(folder)
+        if is_plain and (splits := class_folders.unusual_splits(folder)):
+            hasher.update(json.dumps(splits, sort_keys=True).encode())
     elif kind == "npz":
         hasher.update(digester(Path(rest)).encode())
     else:
@@ -123,18 +136,6 @@ def _folder_files(folder: Path) -> Iterator[Path]:
 def _torchvision_files(name: str, root: Path) -> Iterator[Path]:
     for location in torchvision_folder.LAYOUTS[name].places:
         yield from list_files(root / location) if (root / location).is_dir() else iter([root / location])
-
-
-def list_files(folder: Path) -> Iterator[Path]:
-    """Return all files of a folder, in the same order on every system. Links are followed, and hidden files are skipped."""
-    paths, visited = [], set()
-    for directory, subfolders, file_names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(directory))
-        subfolders[:] = [
-            name for name in subfolders if name[0] != "." and os.path.realpath(Path(directory, name)) not in visited
-        ]
-        paths += [Path(directory, name) for name in file_names if name[0] != "." and Path(directory, name).is_file()]
-    return iter(sorted(paths, key=lambda path: path.relative_to(folder).as_posix()))
 
 
 def digest_weights(suite: Suite, digester: Callable[[Path], str] = sha256) -> WeightsFile:

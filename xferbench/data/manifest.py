@@ -17,9 +17,10 @@ import numpy as np
 
 from xferbench.core.errors import UserError
 from xferbench.core.files import refuse_existing
-from xferbench.data import inputs, metadata_csv, npz, sources
+from xferbench.data import class_folders, inputs, metadata_csv, npz, sources
 from xferbench.data.fingerprints import VERSION as FINGERPRINTS_VERSION
 from xferbench.data.fingerprints import Fingerprints, fingerprint_images, save_npz
+from xferbench.data.listing import IMAGE_SUFFIXES, list_files
 from xferbench.data.raw import RawSplit
 
 if TYPE_CHECKING:
@@ -183,13 +184,17 @@ def _open_dataset(
         images, raw_labels = npz.stream_train_images(path)
         values, labels = np.unique(raw_labels, return_inverse=True) if len(raw_labels) else (raw_labels, raw_labels)
         return tuple(map(str, values)), images, labels, (), ()
-    has_test_split = any((path / name).is_dir() for name in ("val", "test"))
-    if kind == "folder" and not metadata_csv.metadata_files(path) and not ((path / "train").is_dir() and has_test_split):
+    if kind == "folder" and not metadata_csv.metadata_files(path) and not _has_splits(path):
         classes, raw, left_out = _open_image_folder(path)
     else:
         classes, splits, left_out = sources.read_dataset(data, None)
         raw = splits["train"]
     return classes, raw.images, raw.labels, raw.names, left_out
+
+
+def _has_splits(folder: Path) -> bool:
+    splits = class_folders.find_splits(class_folders.dataset_root(folder))
+    return "train" in splits and len(splits) > 1
 
 
 def _open_image_folder(folder: Path) -> tuple[tuple[str, ...], RawSplit, tuple[str, ...]]:
@@ -198,11 +203,11 @@ def _open_image_folder(folder: Path) -> tuple[tuple[str, ...], RawSplit, tuple[s
     Their classes are the subfolders, unless an image lies directly in the folder.
     """
     folder = folder / "train" if (folder / "train").is_dir() else folder
-    files = [path.relative_to(folder) for path in inputs.list_files(folder)]
-    not_images = [f"{path.as_posix()}: not an image file" for path in files if path.suffix.lower() not in inputs.IMAGE_SUFFIXES]
-    usable = [path for path in files if path.suffix.lower() in inputs.IMAGE_SUFFIXES]
+    files = [path.relative_to(folder) for path in list_files(folder)]
+    not_images = [f"{path.as_posix()}: not an image file" for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+    usable = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not usable:
-        expected = "files that end in " + ", ".join(sorted(inputs.IMAGE_SUFFIXES))
+        expected = "files that end in " + ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{folder}: no images", found=f"{len(not_images)} other files", expected=expected)
     has_class_folders = all(len(path.parts) > 1 for path in usable)
     classes = tuple(sorted({path.parts[0] for path in usable})) if has_class_folders else ()

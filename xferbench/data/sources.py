@@ -6,16 +6,11 @@ Reads files.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench.core.errors import UserError
-from xferbench.data import inputs, metadata_csv, npz, synthetic, torchvision_folder
+from xferbench.data import class_folders, inputs, metadata_csv, npz, synthetic, torchvision_folder
 from xferbench.data.raw import DatasetParts, RawSplit, shuffle
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SYNTHETIC_SPLIT_SIZES = {"train": 4000, "test": 2000}
 SOURCE_TRAIN_IMAGES = 10_000
@@ -35,7 +30,8 @@ def read_dataset(spec: str, generated: int | None) -> DatasetParts:
     """
     kind, rest = inputs.split_spec(spec)
     if kind == "folder":
-        return metadata_csv.read_metadata(Path(rest)) if metadata_csv.metadata_files(Path(rest)) else _read_folder(Path(rest))
+        read = metadata_csv.read_metadata if metadata_csv.metadata_files(Path(rest)) else class_folders.read_class_folders
+        return read(Path(rest))
     if kind == "npz":
         return npz.read_npz(Path(rest))
     if kind == "torchvision":
@@ -43,54 +39,30 @@ def read_dataset(spec: str, generated: int | None) -> DatasetParts:
     return _load_digits() if kind == "digits" else _generate(rest, generated or SYNTHETIC_SPLIT_SIZES["test"])
 
 
-def _read_folder(folder: Path) -> DatasetParts:
-    present = {name for name in ("train", "val", "test") if (folder / name).is_dir()}
-    if not present and len(classes_of_test := _class_names(folder)) > 1:
-        raw, unused = _read_class_folders(folder, classes_of_test)
-        return classes_of_test, {"test": shuffle(raw)}, tuple(unused)
-    if "train" not in present or not present & {"val", "test"}:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
-        expected = "train/ and val/ or test/, each with one folder of images per class; or metadata.csv"
-        raise UserError(f"{folder}: not a dataset folder", found=found, expected=expected)
-    classes = _class_names(folder / "train")
-    if len(classes) < 2:
-        found = f"{len(classes)} class folder(s): {', '.join(classes) or 'none'}"
-        raise UserError(f"{folder / 'train'}: too few classes", found=found, expected="at least two folders, one per class")
-    roles = {"train": "train"} | ({"validation": "val", "test": "test"} if "test" in present else {"test": "val"})
-    splits, left_out = {}, []
-    for role, name in roles.items():
-        if name in present:
-            raw, unused = _read_class_folders(folder / name, classes)
-            splits[role] = raw if role == "train" else shuffle(raw)
-            left_out += [f"{name}/{note}" for note in unused]
-    return classes, splits, tuple(left_out)
+def layout_notes(spec: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the classes of a folder of class folders, and notes on how the folder was understood; () for other datasets.
+
+    Raises:
+        UserError: If the dataset cannot be used.
+    """
+    kind, rest = inputs.split_spec(spec)
+    if kind != "folder" or metadata_csv.metadata_files(Path(rest)):
+        return (), ()
+    layout = class_folders.read_layout(Path(rest))
+    return layout.classes, layout.notes
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+def describe_folder(spec: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the classes of a folder with or without a table, and notes on its folders or columns; () for other datasets.
 
-
-def _read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[RawSplit, list[str]]:
-    """Return the images of a split, labeled by their folder, and a note for each file that is not one of them."""
-    files = [path.relative_to(folder) for path in inputs.list_files(folder)]
-    unknown = sorted({path.parts[0] for path in files if len(path.parts) > 1} - set(classes))
-    if unknown:
-        expected = ", ".join(classes)
-        raise UserError(
-            f"{folder}: class folders that are missing from train/", found=", ".join(unknown[:6]), expected=expected
-        )
-    misplaced = [f"{path.as_posix()}: not directly in a class folder" for path in files if len(path.parts) != 2]
-    files = [path for path in files if len(path.parts) == 2]
-    not_images = [f"{path.as_posix()}: not an image file" for path in files if path.suffix.lower() not in inputs.IMAGE_SUFFIXES]
-    usable = [path for path in files if path.suffix.lower() in inputs.IMAGE_SUFFIXES]
-    empty = sorted(set(classes) - {path.parts[0] for path in usable})
-    if empty:
-        found = f"{len(list((folder / empty[0]).glob('*')))} other files" if (folder / empty[0]).is_dir() else "no such folder"
-        expected = "files that end in " + ", ".join(sorted(inputs.IMAGE_SUFFIXES))
-        raise UserError(f"{folder / empty[0]}: no images", found=found, expected=expected)
-    labels = np.array([classes.index(path.parts[0]) for path in usable])
-    names = [f"{folder.name}/{path.as_posix()}" for path in usable]
-    return RawSplit([folder / path for path in usable], labels, np.empty(0, np.int64), names), misplaced + not_images
+    Raises:
+        UserError: If the dataset cannot be used.
+    """
+    kind, rest = inputs.split_spec(spec)
+    if kind != "folder" or not metadata_csv.metadata_files(Path(rest)):
+        return layout_notes(spec)
+    rows, notes = metadata_csv.read_rows(Path(rest))
+    return tuple(sorted({row.label for row in rows})), notes
 
 
 def _load_digits() -> DatasetParts:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_LISTED_OUTPUTS = 6
+NUMERIC_ORDER = "; this is the numeric order of the folder names (1, 2, … 10), and the classes are sorted as text (1, 10, 2, …)"
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Selection:
@@ -53,7 +54,20 @@ def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Recor
     pairs = sorted({(int(output), int(label)) for output, label in predicted if output != label})
     listed = ", ".join(f"output {output} means class {label}" for output, label in pairs[:MAX_LISTED_OUTPUTS])
     more = f" … ({len(pairs)} in all)" if len(pairs) > MAX_LISTED_OUTPUTS else ""
-    return "the screened half asks for: " * bool(listed) + listed + more
+    assigned = dict(zip(before.predicted.tolist(), after.predicted.tolist(), strict=True))
+    numeric = NUMERIC_ORDER if is_numeric_order(assigned, int(max(*assigned, before.label.max())) + 1) else ""
+    return "the screened half asks for: " * bool(listed) + listed + more + numeric
+
+
+def is_numeric_order(assigned: Mapping[int, int], classes: int) -> bool:
+    """Return whether outputs in the order of numbers, from 0 or from 1, are assigned to classes that are sorted as text."""
+    for first in (0, 1):
+        numbers = range(first, first + classes)
+        as_text = sorted(map(str, numbers))
+        numeric = {output: as_text.index(str(number)) for output, number in enumerate(numbers)}
+        if assigned and any(output != label for output, label in numeric.items()) and assigned.items() <= numeric.items():
+            return True
+    return False
 
 
 audit = Plugin(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Values = Mapping[str, Any]
 
 MAX_LISTED_CHANGES = 8  # changed keys of a suite that a note lists
+MAX_LISTED_CLASSES = 10
 MAX_LISTED_DROPPED = 5  # entries about dropped examples that a note lists
 TRUST_PREFIX = "taken on trust: "  # reports list the notes with this prefix and the next one separately
 DROPPED_PREFIX = "left out of the data"
@@ -345,6 +346,12 @@ def _supported_fields(values: Values, _unit: str) -> str:
     return f"{values['training']} supports {fields}: arms and scratch candidates that change another field are omitted"
 
 
+def _classes(values: Values, _unit: str) -> str:
+    names = values["names"]
+    listed = ", ".join(f"{index} {name}" for index, name in enumerate(names[:MAX_LISTED_CLASSES]))
+    return f"classes: {listed}" + (f", … ({len(names)} in all)" if len(names) > MAX_LISTED_CLASSES else "")
+
+
 def _dropped_examples(values: Values, _unit: str) -> str:
     entries = values["entries"]
     rest = len(entries) - MAX_LISTED_DROPPED
@@ -433,6 +440,7 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.DECISION_CHANCES: _decision_chances,
     Code.OVERRIDDEN: _overridden,
     Code.SUPPORTED_FIELDS: _supported_fields,
+    Code.CLASSES: _classes,
     Code.DROPPED_EXAMPLES: _dropped_examples,
     Code.AT_EDGE: _at_edge,
     Code.SCRATCH_SEARCH: _scratch_search,

@@ -151,6 +151,8 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     study, step = executed.study, executed.step
     suite, profile = study.suite, study.profile
     notes = [because(Code.OVERRIDDEN, overrides=suite.invocation.overrides)] if suite.invocation.overrides else []
+    notes += [because(Code.CLASSES, names=profile.data.classes)] if profile.data.classes else []
+    notes += [because(Code.TEXT, text=note) for note in profile.data.notes]
     notes += [because(Code.ON_TRUST, what=what) for what in profile.trust]
     if profile.user_code.supports is not None:
         notes.append(because(Code.SUPPORTED_FIELDS, training=suite.training, fields=profile.user_code.supports))

@@ -15,7 +15,7 @@ from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_epochs
 from xferbench.core.version import LAB_VERSION
-from xferbench.data import inputs
+from xferbench.data import inputs, sources
 from xferbench.report.messages import write_sentence
 from xferbench.runner import discovery, store
 from xferbench.runner.engines import local
@@ -61,6 +61,7 @@ def profile_pipeline(
         if not profile.user_code.crash:
             store.put_profile(db, key, profile)
     _check_profile(suite, profile)
+    profile = replace(profile, data=replace(profile.data, notes=_data_notes(suite)))
     recorded: InputTransform = profile.preprocessing
     source, shifted = request.source, request.shifted
     checkpoint = request.checkpoint
@@ -147,6 +148,12 @@ def _compute_profile(
     except UserError as problem:
         raise problem.at(f"{suite.invocation.path}: {problem.what}") from problem
     return profile
+
+
+def _data_notes(suite: Suite) -> tuple[str, ...]:
+    """Return notes on how the folders of the suite's datasets were understood; those of the target have no prefix."""
+    specs = {"": suite.data.target, "[source] data: ": suite.data.source, "[shifted] data: ": suite.data.shifted}
+    return tuple(f"{prefix}{note}" for prefix, spec in specs.items() if spec for note in sources.layout_notes(spec)[1])
 
 
 def _check_profile(suite: Suite, profile: Profile) -> None:
