@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -234,14 +236,14 @@ GOOD = "file_name,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\
     [
         (b"", "no column file_name and label", "an empty file", "a header"),
         (b"a.png,cat\nb.png,dog\n", "no column file_name and label", "a.png,cat", "a header with file_name,label"),
-        (GOOD.replace("label", "class").encode(), "no column label", "file_name,class,split", "rename the file"),
+        (GOOD.replace("label", "kind").encode(), "no column label", "file_name,kind,split", "rename the file"),
         (GOOD.replace(",", ";").encode(), "no column file_name and label", "file_name;label;split", "separate by commas"),
         (GOOD.replace(",", "\t").encode(), "no column file_name and label", "file_name\tlabel", "separate by commas"),
         (GOOD.encode("utf-16"), "not a text file in UTF-8", "a NUL byte", "save it as CSV in UTF-8"),
         (GOOD.replace("cat", "c\0t").encode(), "not a text file in UTF-8", "a NUL byte", "UTF-8"),
         (GOOD.replace("cat", "Käfer").encode("latin-1"), "not UTF-8", "byte 0xe4 at 29", "save it as CSV in UTF-8"),
         (GOOD.encode() + b"a.png,dog,test\n", "line 6: a file twice", "a.png, first on line 2", "one row for each file"),
-        (GOOD.encode() + b"./a.png,dog,test\n", "line 6: a file twice", "./a.png, first on line 2", "one row"),
+        (GOOD.encode() + b"./a.png,dog,test\n", "line 6: a file twice", "a.png, first on line 2", "one row"),
         (GOOD.encode() + b"e.png,dog\n", "line 6", "2 fields: e.png,dog", "quote a field that holds a comma"),
         (GOOD.encode() + b"e,1.png,dog,test\n", "line 6", "4 fields", "3 fields, as in the header"),
         (GOOD.encode() + b'e.png,"dog,test\n', "not a CSV file", "unexpected end of data", "UTF-8"),
@@ -281,3 +283,85 @@ def test_a_table_without_existing_files_raises(tmp_path):
 def test_class_folders_have_no_table(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     assert metadata_csv.metadata_files(tmp_path) == {}
+
+
+IMAGES = ("in/train/0.png", "in/train/1.png", "in/test/0.png", "in/test/1.png")
+LABELED = [(name, "ab"[number % 2], name.split("/")[1]) for number, name in enumerate(IMAGES)]
+
+
+def make_images(folder):
+    for number, name in enumerate(IMAGES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / name)
+    return folder
+
+
+def write_table(folder, header, rows, name="metadata.csv"):
+    (folder / name).write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["D:\\photos\\", "\\\\server\\share\\photos\\", "photos\\", "/home/ann/photos/"],
+    ids=["drive", "share", "relative", "posix"],
+)
+def test_paths_of_another_computer_are_resolved_by_their_ends(root, tmp_path):
+    rows = [(root + name.replace("/", "\\" if "\\" in root else "/"), *rest) for name, *rest in LABELED]
+    _, splits, notes = read_folder(write_table(make_images(tmp_path), HEADER[:3], rows))
+    assert sorted([*splits["train"].names, *splits["test"].names]) == sorted(IMAGES)
+    assert "4 paths of another computer are resolved by their ends" in "\n".join(notes)
+
+
+def test_a_path_of_another_computer_that_may_mean_two_files_raises(tmp_path):
+    rows = [("C:\\0.png", "a", "train"), *LABELED[1:]]
+    with pytest.raises(UserError, match="line 2: file_name") as error:
+        read_folder(write_table(make_images(tmp_path), HEADER[:3], rows))
+    assert "one file only" in error.value.do
+
+
+@pytest.mark.parametrize("labels", ["a|b", "a ; b", "[0, 1]", '"a,b"'])
+def test_several_labels_in_a_field_raise(labels, tmp_path):
+    rows = [*LABELED[:3], (LABELED[3][0], labels if labels[0] != "[" else f'"{labels}"', "test")]
+    with pytest.raises(UserError, match="line 5: multi-label is not supported"):
+        read_folder(write_table(make_images(tmp_path), HEADER[:3], rows))
+
+
+def test_a_column_for_each_class_raises(tmp_path):
+    rows = [(name, str(number % 2), str(1 - number % 2)) for number, name in enumerate(IMAGES)]
+    with pytest.raises(UserError, match="multi-label is not supported") as error:
+        read_folder(write_table(make_images(tmp_path), ("file_name", "fox", "owl"), rows))
+    assert "fox, owl" in error.value.found
+
+
+@pytest.mark.parametrize("header", [("image", "class", "split"), ("Path", "Target", "split"), ("filename", "label", "split")])
+def test_other_names_of_columns_are_noted(header, tmp_path):
+    _, splits, notes = read_folder(write_table(make_images(tmp_path), header, LABELED))
+    assert set(splits["train"].names) == set(IMAGES[:2])
+    assert f"metadata.csv: column {header[0]} is read as file_name" in notes
+
+
+def test_a_table_with_another_name_is_read_if_nothing_else_labels_the_images(tmp_path):
+    write_table(make_images(tmp_path), HEADER[:3], LABELED, name="labels.csv")
+    (tmp_path / "prices.csv").write_text("day,price\n1,2\n")
+    before = digest(tmp_path)
+    assert set(read_folder(tmp_path)[1]["train"].names) == set(IMAGES[:2])
+    (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text().replace(",b,", ",c,"))
+    assert digest(tmp_path) != before
+    write_table(tmp_path, HEADER[:3], LABELED, name="more.csv")
+    with pytest.raises(UserError, match="several tables"):
+        read_folder(tmp_path)
+
+
+def test_json_lines_are_read_in_the_folder_or_in_each_split(tmp_path):
+    lines = [json.dumps({"file_name": name, "label": label, "split": split}) for name, label, split in LABELED]
+    (make_images(tmp_path) / "metadata.jsonl").write_text("\n".join(lines))
+    assert set(read_folder(tmp_path)[1]["test"].names) == set(IMAGES[2:])
+    (tmp_path / "metadata.jsonl").write_text("\n".join([*lines, "{"]))
+    with pytest.raises(UserError, match="line 5: not JSON"):
+        read_folder(tmp_path)
+    inner = make_images(tmp_path / "inner") / "in"
+    for split in ("train", "test"):
+        rows = [json.dumps({"file_name": f"{number}.png", "label": number}) for number in range(2)]
+        (inner / split / "metadata.jsonl").write_text("\n".join(rows))
+    assert read_folder(inner)[0] == ("0", "1")

@@ -1,15 +1,13 @@
-"""Read image datasets that a ``metadata.csv`` lists: one for the folder, or one in each of ``train/``, ``val/`` and ``test/``.
+"""Read image datasets that a table lists: one for the folder, or one in each of ``train/``, ``val/`` and ``test/``.
 
-The table is that of Hugging Face's image folders (https://huggingface.co/docs/datasets/image_dataset): UTF-8, commas, a header,
-and ``file_name`` relative to the table's folder, here with ``label`` and optionally ``split`` and ``group``. Reads files.
+The table is that of Hugging Face's image folders (https://huggingface.co/docs/datasets/image_dataset), ``metadata.csv`` or
+``metadata.jsonl``: ``file_name`` relative to the table's folder, here with ``label`` and optionally ``split`` and ``group``.
+Another table is read if it is the only one and there are no class folders. Reads files.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -17,14 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench.core.errors import UserError
+from xferbench.data.class_folders import find_splits, split_role
+from xferbench.data.listing import is_visible, list_folders
 from xferbench.data.raw import DatasetParts, RawSplit, balanced_order, shuffle, take
+from xferbench.data.table_files import COLUMNS, Table, index_files, is_table, read_table, resolve_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 METADATA_FILE = "metadata.csv"
-COLUMNS = ("file_name", "label", "split", "group")
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+METADATA_FILES = (METADATA_FILE, "metadata.jsonl")
+TABLE_SUFFIXES = (".csv", ".jsonl")
+EXPECTED_SPLIT = "train, val, valid, validation, test"
 GROUP_NAME = re.compile(r"(patient|subject|case|person|participant)s?([ _-]?(id|no|nr|number|code|name))?", re.IGNORECASE)
 TEST_SHARE_DIVISOR = 5  # a fifth of the images is the test set if the table has no splits
 
@@ -47,11 +49,31 @@ def metadata_files(folder: Path) -> dict[str, Path]:
 
     The result is empty for a folder without tables.
     """
-    if (folder / METADATA_FILE).is_file():
-        return {"": folder / METADATA_FILE}
-    if not (folder / "train" / METADATA_FILE).is_file():
-        return {}
-    return {split: folder / split / METADATA_FILE for split in SPLITS if (folder / split).is_dir()}
+    for name in METADATA_FILES:
+        if (folder / name).is_file():
+            return {"": folder / name}
+        tables = {path.name: path / name for path in list_folders(folder) if split_role(path.name)}
+        is_complete = bool(tables) and all(path.is_file() for path in tables.values())
+        if is_complete or (name == METADATA_FILE and (folder / "train" / name).is_file()):
+            return tables
+    table = _only_table(folder)
+    return {"": table} if table else {}
+
+
+def _only_table(folder: Path) -> Path | None:
+    """Return a table with another name if the images are not in class folders.
+
+    Raises:
+        UserError: If there are several.
+    """
+    candidates = [path for path in sorted(folder.iterdir()) if path.suffix in TABLE_SUFFIXES and is_visible(path.name)]
+    if not candidates or len(list_folders(folder)) > 1 or find_splits(folder):
+        return None
+    tables = [path for path in candidates if path.is_file() and is_table(path)]
+    if len(tables) > 1:
+        do = f"join them in {METADATA_FILE}, with a column split"
+        raise UserError(f"{folder}: several tables", found=", ".join(path.name for path in tables[:6]), expected="one", do=do)
+    return tables[0] if tables else None
 
 
 def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
@@ -68,14 +90,16 @@ def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
             raise UserError(
                 f"{path}: missing", found=f"{split}/ without it", expected=f"a {METADATA_FILE} in the folder of each split"
             )
-        header, lines = _read_table(path)
+        table = read_table(path)
         used_columns = COLUMNS if not split else tuple(name for name in COLUMNS if name != "split")
-        table = path.relative_to(folder).as_posix()
-        questions += [f"{table}: {question}" for question in group_questions(header)]
-        unused += [f"{table}: column {name} is not used" for name in header if name not in used_columns]
-        table_rows += [_parse_row(path, number, dict(zip(header, line, strict=True)), split) for number, line in lines]
+        name = path.relative_to(folder).as_posix()
+        questions += [f"{name}: {question}" for question in group_questions(table.header)]
+        numbered_rows, resolved = _parse_rows(path, table, split)
+        unused += [f"{name}: {note}" for note in (*table.notes, *resolved)]
+        unused += [f"{name}: column {column} is not used" for column in table.header if column not in used_columns]
+        table_rows += [row for _, row in numbered_rows]
     split_names = {row.split for row in table_rows} if metadata_files(folder) else {""}
-    roles = {SPLITS[name] for name in split_names if name}
+    roles = {split_role(name) for name in split_names if name}
     if "" not in split_names and ("train" not in roles or len(roles) < 2):
         expected = "train and val or test"
         raise UserError(
@@ -114,13 +138,14 @@ def read_metadata(folder: Path) -> DatasetParts:
             f"{folder}: {METADATA_FILE}: too few labels", found=found, expected="at least two", do="check file_name and label"
         )
     if not present_rows[0].split:
-        splits, note = _split_without_column(folder, _rows_to_split(folder, present_rows, classes, present_rows), classes)
+        (table,) = metadata_files(folder).values()
+        splits, note = _split_without_column(table, _rows_to_split(folder, present_rows, classes, present_rows), classes)
         return classes, splits, (note, *notes, *absent)
-    roles = {SPLITS[row.split] for row in listed_rows}
+    roles = {split_role(row.split) for row in listed_rows}
     splits = {}
     for role in ("train", *(("validation", "test") if roles == {"train", "validation", "test"} else ("test",))):
         source = role if role in roles else "validation"  # without a test set, val is the test set
-        raw = _rows_to_split(folder, [row for row in present_rows if SPLITS[row.split] == source], classes, present_rows)
+        raw = _rows_to_split(folder, [row for row in present_rows if split_role(row.split) == source], classes, present_rows)
         splits[role] = raw if role == "train" else shuffle(raw)
     unknown = sorted(
         {classes[label] for raw in splits.values() for label in raw.labels} - _class_names(splits["train"], classes)
@@ -133,14 +158,14 @@ def read_metadata(folder: Path) -> DatasetParts:
     return classes, splits, (*notes, *absent)
 
 
-def _split_without_column(folder: Path, raw: RawSplit, classes: Sequence[str]) -> tuple[dict[str, RawSplit], str]:
+def _split_without_column(table: Path, raw: RawSplit, classes: Sequence[str]) -> tuple[dict[str, RawSplit], str]:
     """Cut a test set from the images of a table without splits. Return the splits, and a note that says so."""
-    test, note = _cut_test_set(raw)
+    test, note = _cut_test_set(raw, table.name)
     rest = np.setdiff1d(np.arange(len(raw.labels)), test)
     if min(len(np.unique(raw.labels[index])) for index in (test, rest)) < len(classes):
         found = f"{len(raw.labels)} images" + (f" in {len(np.unique(raw.groups))} groups" if len(raw.groups) else "")
         expected = "enough images for each class in the training and the test set, without splitting a group"
-        what = f"{folder}: {METADATA_FILE}: there is no column split, and no test set can be cut"
+        what = f"{table}: there is no column split, and no test set can be cut"
         raise UserError(what, found=found, expected=expected, do="add a column split with train and test")
     return {"train": take(raw, rest), "test": shuffle(take(raw, test))}, note
 
@@ -164,7 +189,7 @@ def _rows_to_split(
     return RawSplit([folder / row.file for row in table_rows], labels, groups, [row.file for row in table_rows])
 
 
-def _cut_test_set(raw: RawSplit) -> tuple[np.ndarray, str]:
+def _cut_test_set(raw: RawSplit, table: str) -> tuple[np.ndarray, str]:
     """Return the indices of the test images of a table without splits, and a note that says so."""
     order = balanced_order(raw.labels, raw.groups, np.random.default_rng(0))
     size = max(len(order) // TEST_SHARE_DIVISOR, len(np.unique(raw.labels)))
@@ -175,77 +200,69 @@ def _cut_test_set(raw: RawSplit) -> tuple[np.ndarray, str]:
         size, group_text = len(order), f" ({len(chosen)} whole groups)"
     return np.sort(
         order[:size]
-    ), f"{METADATA_FILE}: no column split, so {size} of {len(raw.labels)} images{group_text} are the test set"
+    ), f"{table}: no column split, so {size} of {len(raw.labels)} images{group_text} are the test set"
 
 
-def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header of a table, and its rows with the number of the line on which each ends."""
-    expected = "a header with file_name,label and optionally split,group; UTF-8, separated by commas"
-    content = path.read_bytes()
-    if b"\0" in content:
-        raise UserError(
-            f"{path}: not a text file in UTF-8", found="a NUL byte", expected=expected, do="save it as CSV in UTF-8"
-        )
-    try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        lines = [(reader.line_num, line) for line in reader if line]
-    except UnicodeDecodeError as error:
-        found = f"byte {error.object[error.start]:#04x} at {error.start}"
-        raise UserError(f"{path}: not UTF-8", found=found, expected=expected, do="save it as CSV in UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path}: not a CSV file", found=str(error), expected=expected) from error
-    header = [name.strip() for name in lines[0][1]] if lines else []
-    missing = [name for name in COLUMNS[:2] if name not in header]
-    if missing:
-        found = ",".join(header)[:80] or "an empty file"
-        do = "separate by commas" if ";" in found or "\t" in found else "or rename the file if you mean class folders"
-        raise UserError(f"{path}: no column {' and '.join(missing)}", found=found, expected=expected, do=do)
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: a column twice", found=", ".join(repeated), expected=expected)
-    for number, line in lines[1:]:
-        if len(line) != len(header):
-            found, expected = f"{len(line)} fields: {','.join(line)[:80]}", f"{len(header)} fields, as in the header"
-            raise UserError(f"{path}: line {number}", found=found, expected=expected, do="quote a field that holds a comma")
-    _check_unique_files(path, [(number, line[header.index("file_name")]) for number, line in lines[1:]])
-    _check_groups(path, header, lines[1:])
-    return header, lines[1:]
-
-
-def _check_unique_files(path: Path, names_by_line: Sequence[tuple[int, str]]) -> None:
+def _check_unique_files(path: Path, table_rows: Sequence[tuple[int, MetadataRow]]) -> None:
     """Raise a UserError if a table lists a file twice."""
-    line_of: dict[PurePosixPath, int] = {}
-    for number, name in names_by_line:
-        file = PurePosixPath(name.strip())
-        if file in line_of:
-            found = f"{name}, first on line {line_of[file]}"
+    line_of: dict[str, int] = {}
+    for number, row in table_rows:
+        if row.file in line_of:
+            found = f"{row.file}, first on line {line_of[row.file]}"
             raise UserError(f"{path}: line {number}: a file twice", found=found, expected="one row for each file")
-        line_of[file] = number
+        line_of[row.file] = number
 
 
-def _check_groups(path: Path, header: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]]) -> None:
+def _check_groups(path: Path, table_rows: Sequence[tuple[int, MetadataRow]]) -> None:
     """Raise a UserError if some rows have a group and others have none.
 
     An image without a group could have its group on the other side of a cut.
     """
-    if "group" in header:
-        column = header.index("group")
-        without = [number for number, line in lines if not line[column].strip()]
-        if 0 < len(without) < len(lines):
-            raise UserError(f"{path}: line {without[0]}: group", found="nothing", expected="a group in every row, or in none")
+    without = [number for number, row in table_rows if not row.group]
+    if 0 < len(without) < len(table_rows):
+        raise UserError(f"{path}: line {without[0]}: group", found="nothing", expected="a group in every row, or in none")
 
 
-def _parse_row(path: Path, number: int, fields: dict[str, str], split: str) -> MetadataRow:
+def is_foreign(name: str) -> bool:
+    """Return whether a path is one of another computer: absolute, or with backslashes."""
+    return "\\" in name or PurePosixPath(name).is_absolute()
+
+
+def _parse_rows(path: Path, table: Table, split: str) -> tuple[list[tuple[int, MetadataRow]], list[str]]:
+    """Check the rows of a table. Return them with their lines, and a note if paths of another computer were resolved."""
+    has_foreign = any(is_foreign(fields["file_name"].strip()) for _, fields in table.rows)
+    files = index_files(path.parent) if has_foreign else {}
+    numbered_rows = [(number, _parse_row(path, number, fields, split, files)) for number, fields in table.rows]
+    _check_unique_files(path, numbered_rows)
+    _check_groups(path, numbered_rows)
+    foreign = [
+        (fields["file_name"], row.file)
+        for (_, fields), (_, row) in zip(table.rows, numbered_rows, strict=True)
+        if is_foreign(fields["file_name"].strip())
+    ]
+    if not foreign:
+        return numbered_rows, []
+    name, file = foreign[0]
+    return numbered_rows, [f"{len(foreign)} paths of another computer are resolved by their ends: {name} is {file}"]
+
+
+def _parse_row(
+    path: Path, number: int, fields: Mapping[str, str], split: str, files: Mapping[str, Sequence[PurePosixPath]]
+) -> MetadataRow:
     """Check a row and return it."""
     location = f"{path}: line {number}"
     values = {name: fields.get(name, "").strip() for name in COLUMNS}
-    file = PurePosixPath(values["file_name"])
-    if not values["file_name"] or file.is_absolute() or ".." in file.parts or "\\" in values["file_name"]:
+    file: PurePosixPath | None = PurePosixPath(values["file_name"])
+    if is_foreign(values["file_name"]):
+        file = resolve_path(values["file_name"], files)
+    if not values["file_name"] or file is None or ".." in file.parts:
         expected = f"a path with /, relative to {path.parent.name or path.parent} and inside it"
-        raise UserError(f"{location}: file_name", found=values["file_name"] or "nothing", expected=expected)
+        do = "write such a path; its end must be that of one file only" if values["file_name"] else ""
+        raise UserError(f"{location}: file_name", found=values["file_name"] or "nothing", expected=expected, do=do)
     if not values["label"]:
-        raise UserError(f"{location}: label", found="nothing", expected="the class of the image")
+        do = "write the class, or remove the row"
+        raise UserError(f"{location}: label", found="nothing", expected="the class of the image", do=do)
     split_name = split or values["split"].lower()
-    if not split and "split" in fields and split_name not in SPLITS:
-        raise UserError(f"{location}: split", found=values["split"] or "nothing", expected=", ".join(SPLITS))
+    if not split and "split" in fields and not split_role(split_name):
+        raise UserError(f"{location}: split", found=values["split"] or "nothing", expected=EXPECTED_SPLIT)
     return MetadataRow(file=str(PurePosixPath(split) / file), label=values["label"], split=split_name, group=values["group"])
