@@ -357,7 +357,7 @@ def test_a_geometry_of_the_test_images_alone_decodes_no_training_image(tmp_path)
     )
 
 
-def test_test_images_with_an_orientation_or_sixteen_bits_are_counted(tmp_path):
+def test_images_with_an_orientation_or_sixteen_bits_are_counted(tmp_path):
     folder = make_folder(tmp_path / "d")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -366,6 +366,6 @@ def test_test_images_with_an_orientation_or_sixteen_bits_are_counted(tmp_path):
         Image.fromarray(np.full((12, 12), 700 * number, np.uint16)).save(folder / "train" / name / "6.png")
     Image.fromarray(np.full((12, 12), 700, np.uint16)).save(folder / "val" / "cat" / "7.png")
     dataset = load_folder(folder, tmp_path / "cache")
-    assert (dataset.rotated, dataset.sixteen_bit) == (2, 1)
+    assert (dataset.rotated, dataset.sixteen_bit, dataset.highest) == (2, 3, 700)
     deep = make_npz(tmp_path / "d.npz", test_images=np.zeros((60, 16, 16), np.uint16))
     assert datasets.load_dataset(deep, PREPROCESSING, None, tmp_path / "cache").sixteen_bit == 60

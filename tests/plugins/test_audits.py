@@ -251,11 +251,11 @@ def test_files_are_decoded_otherwise_only_where_there_are_such_files():
     def decodings(**counts):
         cured = preprocessing_mismatch.audit.cure(FINISHED, replace(PROFILE, data=replace(PROFILE.data, **counts)))
         forms = [candidate.serving.preprocessing for candidate in cured.candidates]
-        return {(form.orientation, form.bits) for form in forms} - {("stored", 16)}
+        return {(form.orientation, form.bits) for form in forms} - {("auto", 16)}
 
     assert decodings() == set()
     assert decodings(rotated=1) == {("upright", 16)}
-    assert decodings(sixteen_bit=1) == {("stored", bits) for bits in (8, 10, 12, 14)}
+    assert decodings(sixteen_bit=1) == {("auto", bits) for bits in (8, 10, 12, 14)}
 
 
 def test_values_are_tried_again_if_files_are_decoded_otherwise():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from xferbench.analysis.estimates import UNDECIDED
 from xferbench.core.reason import Code, because
 from xferbench.core.run import Finding
@@ -61,3 +63,18 @@ def test_classes_are_listed_with_their_index():
     assert messages.write_sentence(because(Code.CLASSES, names=("cat", "dog"))) == "classes: 0 cat, 1 dog"
     many = messages.write_sentence(because(Code.CLASSES, names=tuple("abcdefghijkl")))
     assert many.endswith("8 i, 9 j, … (12 in all)")
+
+
+@pytest.mark.parametrize(
+    ("highest", "bits", "advice"), [(4095, 16, "bits = 12 in"), (1023, 12, "bits = 10 in"), (60000, 16, "")]
+)
+def test_a_note_on_sixteen_bit_files_states_the_highest_value_and_the_setting(highest, bits, advice):
+    note = messages.write_sentence(because(Code.SIXTEEN_BIT, count=7, highest=highest, bits=bits))
+    assert note.startswith(f"7 images have 16 bits per channel, with a highest value of {highest}; the upper 8 of {bits} bits")
+    assert ("bits = " in note) == bool(advice)
+    assert advice in note
+
+
+def test_a_note_on_rotated_files_states_how_they_are_read():
+    note = messages.write_sentence(because(Code.ROTATED, count=3, orientation="upright"))
+    assert note.startswith("3 images have an EXIF orientation; they are turned upright")

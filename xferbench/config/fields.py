@@ -109,7 +109,7 @@ IMAGE = validation.table(
         "std": validation.list_of(
             POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE
         ),
-        "orientation": validation.one_of("stored", "upright"),
+        "orientation": validation.one_of("auto", "stored", "upright"),
         "bits": validation.typed(int, lambda v: 8 <= v <= 16, "a whole number from 8 to 16", minimum=8, maximum=16),
         "detail": validation.typed(
             validation.NUMBER, lambda v: 0 < v <= 1, "a share above 0, at most 1", float, exclusiveMinimum=0, maximum=1

@@ -46,7 +46,7 @@ KEY_DESCRIPTIONS = {
     "scale": "factor for the 8-bit values, before mean and std",
     "mean": "mean subtracted from each channel",
     "std": "standard deviation that each channel is divided by",
-    "orientation": "whether the EXIF orientation of files is applied: upright, or stored if it is not",
+    "orientation": "whether the EXIF orientation of files is applied: upright (auto, the default, if files have one) or stored",
     "bits": "number of bits that 16-bit files use; the upper 8 of them are kept",
     "detail": "share of the pixels along a side to which an image is reduced before it is enlarged again",
     "target": "the images of the new task",

@@ -59,7 +59,7 @@ class Preprocessing:
         mean, std: mean and standard deviation of the normalization, in the unit after ``scale``.
         detail: factor by which the resized image is reduced and enlarged again, bilinear with antialias; 1 keeps the image.
         orientation: ``stored`` ignores the EXIF orientation of a file, as Pillow and torchvision do; ``upright`` applies it, as
-            viewers and OpenCV do.
+            viewers and OpenCV do. ``auto`` becomes ``upright`` when a pipeline is profiled whose data have such files.
         bits: number of bits that 16-bit channels use. The upper 8 of them are kept, and larger values become 255: with 8, as
             Pillow converts them; with 12, as scanners that store 12 bits need it.
     """
@@ -74,7 +74,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     detail: float = field(default=1.0, metadata={"added": True})
-    orientation: str = field(default="stored", metadata={"added": True})
+    orientation: str = field(default="auto", metadata={"added": True})
     bits: int = field(default=16, metadata={"added": True})
 
 

@@ -128,7 +128,8 @@ class DataProfile:
         source, shifted: the classes of those datasets, as in :class:`~xferbench.core.pipeline.AuxiliaryDataset`.
         source_error: why the source's classes are not known, or "".
         dropped_examples: the examples that cannot be used, in words.
-        rotated, sixteen_bit: numbers of test images with an EXIF orientation, and with 16 bits per channel.
+        rotated, sixteen_bit: numbers of images with an EXIF orientation, and with 16 bits per channel.
+        highest: the highest value of images with 16 bits per channel.
         notes: how the files of the datasets were understood, in words.
     """
 
@@ -143,6 +144,7 @@ class DataProfile:
     dropped_examples: tuple[str, ...] = ()
     rotated: int = 0
     sixteen_bit: int = 0
+    highest: int = 0
     notes: tuple[str, ...] = ()
 
 

@@ -131,6 +131,8 @@ class Code(Enum):
     OVERRIDDEN = auto()  # overrides
     SUPPORTED_FIELDS = auto()  # training, fields
     CLASSES = auto()  # names, in the order of the outputs
+    ROTATED = auto()  # count, orientation
+    SIXTEEN_BIT = auto()  # count, highest, bits
     DROPPED_EXAMPLES = auto()  # entries
     AT_EDGE = auto()  # plugins, arm, edge
     SUBJECT_LEARNT_NOTHING = auto()  # share

@@ -67,6 +67,11 @@ def is_sixteen_bit(image: Image.Image | np.ndarray) -> bool:
     return image.dtype == np.uint16 if isinstance(image, np.ndarray) else image.mode in SIXTEEN_BIT_MODES
 
 
+def highest_value(image: Image.Image | np.ndarray) -> int:
+    """Return the highest value of a 16-bit image, and 0 for other images."""
+    return int(np.asarray(image).max(initial=0)) if is_sixteen_bit(image) else 0
+
+
 def open_image(file: Path, decode: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray | None, str]:
     """Return an image file as ``decode`` returns it, or None and the reason why it cannot be decoded.
 

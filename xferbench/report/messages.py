@@ -322,9 +322,10 @@ def _no_learning_curve(values: Values, _unit: str) -> str:
 
 def _decides_little(values: Values, _unit: str) -> str:
     power = values["power"]
+    much = "little" if max(power.pass_chance, power.fail_chance) >= 0.01 else "nothing"
     return (
-        f"this test set decides little: with {power.examples} test images (or groups) and {power.seeds} seeds, the chance of "
-        f"a PASS is {power.pass_chance:.0%} without harm, and that of a FAIL {power.fail_chance:.0%} at twice the margin"
+        f"{power.examples} test images (or groups) can decide {much}: with {power.seeds} seeds, the chance of a PASS is "
+        f"{power.pass_chance:.0%} without harm, and that of a FAIL {power.fail_chance:.0%} at twice the margin"
     )
 
 
@@ -350,6 +351,23 @@ def _classes(values: Values, _unit: str) -> str:
     names = values["names"]
     listed = ", ".join(f"{index} {name}" for index, name in enumerate(names[:MAX_LISTED_CLASSES]))
     return f"classes: {listed}" + (f", … ({len(names)} in all)" if len(names) > MAX_LISTED_CLASSES else "")
+
+
+def _rotated(values: Values, _unit: str) -> str:
+    does = "turned upright, as viewers show them" if values["orientation"] == "upright" else "read as they are stored"
+    return (
+        f'{values["count"]} images have an EXIF orientation; they are {does} (orientation = "{values["orientation"]}" in '
+        "preprocessing; the values are stored and upright)"
+    )
+
+
+def _sixteen_bit(values: Values, _unit: str) -> str:
+    used = max(8, int(values["highest"]).bit_length())
+    advice = f"; bits = {used} in preprocessing reads them over their whole range" if used < values["bits"] else ""
+    return (
+        f"{values['count']} images have 16 bits per channel, with a highest value of {values['highest']}; the upper 8 of "
+        f"{values['bits']} bits are used{advice}"
+    )
 
 
 def _dropped_examples(values: Values, _unit: str) -> str:
@@ -441,6 +459,8 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.OVERRIDDEN: _overridden,
     Code.SUPPORTED_FIELDS: _supported_fields,
     Code.CLASSES: _classes,
+    Code.ROTATED: _rotated,
+    Code.SIXTEEN_BIT: _sixteen_bit,
     Code.DROPPED_EXAMPLES: _dropped_examples,
     Code.AT_EDGE: _at_edge,
     Code.SCRATCH_SEARCH: _scratch_search,

@@ -8,7 +8,7 @@ from xferbench.analysis import estimates, failed_runs, multiplicity
 from xferbench.config import render
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import OWN_HEAD, SourcePretraining, as_dict
-from xferbench.core.pipeline import ScratchGrid
+from xferbench.core.pipeline import Preprocessing, ScratchGrid
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.run import Provenance, Run
 from xferbench.report import messages
@@ -156,6 +156,7 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     notes += [because(Code.ON_TRUST, what=what) for what in profile.trust]
     if profile.user_code.supports is not None:
         notes.append(because(Code.SUPPORTED_FIELDS, training=suite.training, fields=profile.user_code.supports))
+    notes += _format_notes(executed)
     if profile.data.dropped_examples:
         notes.append(because(Code.DROPPED_EXAMPLES, entries=profile.data.dropped_examples))
     plugins = [state.plugin for state in step.states if not state.skipped]
@@ -173,6 +174,16 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     if executed.followup is None and sum(judgement.verdict == "FAIL" for judgement in step.decisions.values()) > 1:
         notes.append(because(Code.JUDGED_APART))
     return (*notes, because(Code.ONE_FINISHED_NETWORK))
+
+
+def _format_notes(executed: StudyResult) -> list[Reason]:
+    """Return notes on photographs with an EXIF orientation and on 16-bit files, and how the pipeline reads them."""
+    data, transform = executed.study.profile.data, executed.study.profile.preprocessing
+    if not isinstance(transform, Preprocessing):
+        return []
+    rotated = [because(Code.ROTATED, count=data.rotated, orientation=transform.orientation)] if data.rotated else []
+    deep = because(Code.SIXTEEN_BIT, count=data.sixteen_bit, highest=data.highest, bits=transform.bits)
+    return rotated + ([deep] if data.sixteen_bit else [])
 
 
 def _unused_data_notes(executed: StudyResult) -> list[Reason]:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import AuxiliaryDataset, Backbone, InputTransform, Pipeline, PipelineData, Recipe, Serving
+from xferbench.core.pipeline import (
+    AuxiliaryDataset,
+    Backbone,
+    InputTransform,
+    Pipeline,
+    PipelineData,
+    Preprocessing,
+    Recipe,
+    Serving,
+)
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_epochs
@@ -28,12 +37,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xferbench.core.pipeline import Checkpoint, UserCode
-    from xferbench.core.plugin import Profile
+    from xferbench.core.plugin import DataProfile, Profile
     from xferbench.core.suite import Suite
 
 PROFILED_DEVICES = ("cpu", "cuda", "mps")
 MIN_AUDIT_IMAGES = 8  # minimum number of test images of an audit
-PROFILE_VERSION = 10  # raise when a profile has new fields
+PROFILE_VERSION = 12  # raise when a profile has new fields
 
 
 def profile_pipeline(
@@ -62,12 +71,14 @@ def profile_pipeline(
             store.put_profile(db, key, profile)
     _check_profile(suite, profile)
     profile = replace(profile, data=replace(profile.data, notes=_data_notes(suite)))
-    recorded: InputTransform = profile.preprocessing
+    recorded = turn_upright(profile.preprocessing, profile.data)
+    profile = replace(profile, preprocessing=recorded)
     source, shifted = request.source, request.shifted
     checkpoint = request.checkpoint
     if checkpoint:
         checkpoint = replace(checkpoint, sigmoid=profile.has_sigmoid, head=profile.model.finished_head)
-    trained = suite.data.train_preprocessing or recorded
+    trained = turn_upright(suite.data.train_preprocessing or recorded, profile.data)
+    served = suite.serving.preprocessing or (recorded if checkpoint else trained)
     pipeline = Pipeline(
         backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code),
         data=PipelineData(
@@ -82,7 +93,7 @@ def profile_pipeline(
         ),
         recipe=_recipe(suite, profile),
         serving=Serving(  # what is said of the training of a finished network does not change how it is served
-            preprocessing=suite.serving.preprocessing or (recorded if checkpoint else trained), mode=suite.serving.mode
+            preprocessing=turn_upright(served, profile.data), mode=suite.serving.mode
         ),
         training=request.training,
         checkpoint=checkpoint,
@@ -150,6 +161,13 @@ def _compute_profile(
     return profile
 
 
+def turn_upright(transform: InputTransform, data: DataProfile) -> InputTransform:
+    """Return a preprocessing that turns photographs upright if some have an EXIF orientation and it does not say otherwise."""
+    if data.rotated and isinstance(transform, Preprocessing) and transform.orientation == "auto":
+        return replace(transform, orientation="upright")
+    return transform
+
+
 def _data_notes(suite: Suite) -> tuple[str, ...]:
     """Return notes on how the folders of the suite's datasets were understood; those of the target have no prefix."""
     specs = {"": suite.data.target, "[source] data: ": suite.data.source, "[shifted] data: ": suite.data.shifted}
@@ -169,7 +187,8 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
         )
     if suite.is_audit and profile.data.test < MIN_AUDIT_IMAGES:
         expected = f"at least {MIN_AUDIT_IMAGES}, and many more for a verdict"
-        raise UserError(f"{suite.invocation.path}: too few test images", found=f"{profile.data.test}", expected=expected)
+        what = f"{suite.invocation.path}: {profile.data.test} test images can decide nothing"
+        raise UserError(what, found=f"{profile.data.test} test images", expected=expected, do="add labeled test images")
     if profile.user_code.crash:
         return
     for key, recipe in {

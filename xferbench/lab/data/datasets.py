@@ -22,7 +22,7 @@ from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.files import flush_tree, name_path, read_or_discard
 from xferbench.data import sources
-from xferbench.data.images import is_rotated, is_sixteen_bit, open_image
+from xferbench.data.images import highest_value, is_rotated, is_sixteen_bit, open_image
 from xferbench.data.raw import balanced_order
 from xferbench.lab.data import batch
 from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_tensor
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import Data, InputTransform
     from xferbench.data.raw import RawSplit
 
-VERSION = 4
+VERSION = 5
 MAX_VALIDATION = 500  # maximum number of validation images that are taken from the training data
 
 
@@ -67,7 +67,8 @@ class Dataset:
         validation: the validation examples; None if they are taken from ``train``.
         test: the test examples.
         left_out: unreadable files, with the reason.
-        rotated, sixteen_bit: numbers of test images with an EXIF orientation, and with 16 bits per channel.
+        rotated, sixteen_bit: numbers of images with an EXIF orientation, and with 16 bits per channel.
+        highest: the highest value of images with 16 bits per channel.
     """
 
     classes: tuple[str, ...]
@@ -77,6 +78,7 @@ class Dataset:
     left_out: tuple[str, ...]
     rotated: int = 0
     sixteen_bit: int = 0
+    highest: int = 0
 
 
 def load_dataset(
@@ -117,6 +119,7 @@ def _open_dataset(folder: Path) -> Dataset:
         left_out=tuple(metadata["left_out"]),
         rotated=metadata["rotated"],
         sixteen_bit=metadata["sixteen_bit"],
+        highest=metadata["highest"],
     )
 
 
@@ -218,7 +221,8 @@ def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, fo
             unread, counts[name] = _write_split(raw, geometry, temporary / name, f"{spec} ({name})", classes)
             unreadable = (*unreadable, *unread)
         _check_one_size(spec, {np.load(temporary / name / "images.npy", mmap_mode="r").shape[1:] for name in splits})
-        formats = {name: counts["test"][name] for name in ("rotated", "sixteen_bit")}
+        formats = {name: sum(split[name] for split in counts.values()) for name in ("rotated", "sixteen_bit")}
+        formats["highest"] = max(split["highest"] for split in counts.values())
         (temporary / "about.json").write_text(json.dumps({"classes": classes, "left_out": unreadable} | formats))
         flush_tree(temporary)
         try:
@@ -236,13 +240,15 @@ def _write_split(
     """Decode one split.
 
     Returns:
-        The names of the unreadable files, with the reason; and the numbers of images that are ``rotated`` or ``sixteen_bit``.
+        The names of the unreadable files, with the reason; the numbers of images that are ``rotated`` or ``sixteen_bit``; and
+        the ``highest`` 16-bit value.
     """
     images, readable, unreadable, counts = [], [], [], Counter[str]()
 
     def decode(image: Image.Image | np.ndarray) -> np.ndarray:
         decoded = apply_geometry(image, geometry)
         counts.update(rotated=is_rotated(image), sixteen_bit=is_sixteen_bit(image))
+        counts["highest"] = max(counts["highest"], highest_value(image))
         return decoded
 
     for index, image in enumerate(raw.images):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TORCH_INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 INTERPOLATIONS = (*TORCH_INTERPOLATIONS, "box", "hamming", "lanczos")
-ORIENTATIONS = ("stored", "upright")
+ORIENTATIONS = ("auto", "stored", "upright")
 CHANNEL_ORDERS = ("rgb", "bgr", "grey")
 
 

@@ -155,6 +155,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
             dropped_examples=dataset.left_out,
             rotated=dataset.rotated,
             sixteen_bit=dataset.sixteen_bit,
+            highest=dataset.highest,
             source=outputs,
             source_error=source_error,
             shifted=domains.shifted_classes(shifted, dataset.classes, transform, cache),
