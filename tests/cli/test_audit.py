@@ -277,3 +277,29 @@ def test_one_logit_for_two_classes_is_a_sigmoid(is_swapped, tmp_path):
     assert order["accuracy"]["subject"] == pytest.approx(1 - right if is_swapped else right, abs=0.03)
     assert findings["audit/calibration/overconfident"]["verdict"] != "SKIPPED"
     assert any("logit of 1, for a sigmoid" in note for note in results["notes"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        (["--mean", ".485", ".456", ".406"], [0.485, 0.456, 0.406]),
+        (["--mean", ".485,.456,.406"], [0.485, 0.456, 0.406]),
+        (["--mean", "-.5,-1e-3,", "-2"], [-0.5, -0.001, -2.0]),
+        (["--mean=-1,-1,-1"], [-1.0, -1.0, -1.0]),
+    ],
+)
+def test_numbers_are_separated_by_commas_or_spaces(typed, values):
+    assert main.parse_arguments(["audit", *typed, "--limit", "9"]).mean == values
+
+
+@pytest.mark.parametrize("typed", [["reload", "collapse"], ["reload,collapse"], ["reload,", "collapse"]])
+def test_checks_are_separated_by_commas_or_spaces(typed):
+    arguments = main.parse_arguments(["audit", "--checks", *typed])
+    assert (arguments.checks, arguments.suite) == (["reload", "collapse"], None)
+
+
+@pytest.mark.parametrize("typed", [["--mean", "x"], ["--checks", ","], ["--std", "1,,y"]])
+def test_a_list_without_usable_values_is_refused(typed, capsys):
+    with pytest.raises(SystemExit):
+        main.parse_arguments(["audit", *typed])
+    assert f"argument {typed[0]}" in capsys.readouterr().err

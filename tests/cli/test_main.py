@@ -25,9 +25,11 @@ run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers;
           --allow-code; --plan; --dry-run; --shard; --fail-on fail|inconclusive; --format text|json
 audit     suite; --arch; --after; --before; --data; --source; --keep-source; --shifted; --manifest; --believed;
           --mean; --std; --interpolation bilinear|bicubic|nearest; --crop-pct; --img-size; --channels rgb|bgr|grey;
+          --orientation auto|stored|upright; --bits;
           --serve-mean; --serve-std; --serve-interpolation bilinear|bicubic|nearest; --serve-crop-pct; --serve-img-size;
-          --serve-channels rgb|bgr|grey; --serve-mode eval|train; --metric; --margin; --max-duplicates; --checks; --limit;
-          --scratch; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --allow-code;
+          --serve-channels rgb|bgr|grey; --serve-orientation auto|stored|upright; --serve-bits; --serve-mode eval|train;
+          --metric; --margin; --max-duplicates; --checks; --limit; --scratch; -o --output; --store; --device auto|cuda|mps|cpu;
+          -j --workers; --allow-code;
           --freeze; --plan; --repair; --force; --fail-on fail|inconclusive; --format text|json
 gate      suite; --baseline; --candidate; --accept; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed;
           --budget; --set; --allow-code; --fail-on fail|inconclusive; --format text|json

@@ -52,14 +52,18 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_preprocessing(parser: argparse.ArgumentParser, prefix: str, title: str) -> None:
     group = parser.add_argument_group(f"preprocessing of {title}")
-    group.add_argument(f"--{prefix}mean", type=float, nargs="+", metavar="X")
-    group.add_argument(f"--{prefix}std", type=float, nargs="+", metavar="X")
+    options.add_list(group, f"--{prefix}mean", float, metavar="X")
+    options.add_list(group, f"--{prefix}std", float, metavar="X")
     group.add_argument(f"--{prefix}interpolation", choices=("bilinear", "bicubic", "nearest"))
     text = "crop size as a share of the shorter side"
     group.add_argument(f"--{prefix}crop-pct", type=options.positive_share, metavar="X", help=text)
     text = "side of the network's input in pixels"
     group.add_argument(f"--{prefix}img-size", type=options.positive_int, metavar="N", help=text)
     group.add_argument(f"--{prefix}channels", choices=("rgb", "bgr", "grey"))
+    text = "upright: turn photographs as their EXIF orientation says"
+    group.add_argument(f"--{prefix}orientation", choices=("auto", "stored", "upright"), help=text)
+    text = "number of bits that 16-bit files use, from 8 to 16"
+    group.add_argument(f"--{prefix}bits", type=options.positive_int, metavar="N", help=text)
 
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +73,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--margin", type=float, metavar="X", help=text)
     text = "allowed share of test images that have a copy in training"
     parser.add_argument("--max-duplicates", type=float, metavar="SHARE", help=text)
-    parser.add_argument("--checks", metavar="NAMES", help="checks to run, separated by commas (default: all)")
+    options.add_list(parser, "--checks", str, metavar="NAME", help="checks to run (default: all)")
     parser.add_argument("--limit", type=options.positive_int, metavar="N", help="use at most N test images")
     text = "also train a from-scratch baseline for this time, such as 90s or 20m"
     parser.add_argument("--scratch", metavar="BUDGET", help=text)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from xferbench.core.suite import Suite
 
-PREPROCESSING_OPTIONS = ("mean", "std", "interpolation", "crop_pct", "img_size", "channels")
+PREPROCESSING_OPTIONS = ("mean", "std", "interpolation", "crop_pct", "img_size", "channels", "orientation", "bits")
+DIRECT_OPTIONS = ("mean", "std", "interpolation", "channels", "orientation", "bits")  # those that are keys of a suite
 COMMAND_LINE = "command line"  # replaces the path of the suite file
 REQUIRED_OPTIONS = ("after", "data")
 
@@ -121,7 +122,7 @@ def _suite_table(options: Mapping[str, Any], arch: str) -> dict[str, Any]:
     return {
         "schema": 1,
         "name": suite_slug(Path(options["after"]).stem),
-        "plugins": options["checks"].split(",") if "checks" in options else ["all"],
+        "plugins": options.get("checks", ["all"]),
         **{name: options[name] for name in ("metric", "margin", "max_duplicates") if name in options},
         "backbone": {"arch": arch} | ({"preprocessing": preprocessing} if train or serve else {}),
         "target": target,
@@ -137,7 +138,7 @@ def adjust_preprocessing(base: Mapping[str, Any], options: Mapping[str, Any]) ->
 
     The shorter side becomes the crop size divided by ``crop_pct``. Without that option, the ratio of the two stays.
     """
-    table = dict(base) | {name: options[name] for name in ("mean", "std", "interpolation", "channels") if name in options}
+    table = dict(base) | {name: options[name] for name in DIRECT_OPTIONS if name in options}
     crop, resize = base.get("crop"), base.get("resize")
     size = options.get("img_size", crop)
     if size and ("img_size" in options or "crop_pct" in options):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xferbench.core.errors import UserError
 
@@ -16,12 +17,42 @@ if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name
 
 
+NEGATIVE_NUMBERS = re.compile(r"-[.]?\d[\d.,eE+-]*$")  # argparse takes -1e-3 and -1,-1 for options
+
+
+class ListAction(argparse.Action):
+    """Collect values that are separated by commas, by spaces or by both; the constant of the action converts each of them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the list of values."""
+        del parser, option_string
+        try:
+            items = [self.const(text) for value in values for text in value.split(",") if text]
+        except ValueError as error:
+            raise argparse.ArgumentError(self, f"found {' '.join(values)!r}, expected numbers") from error
+        if not items:
+            raise argparse.ArgumentError(self, "expected at least one value")
+        setattr(namespace, self.dest, items)
+
+
+def add_list(parser: argparse._ActionsContainer, name: str, convert: Callable[[str], object], **options: Any) -> None:
+    """Add an option with several values, separated by commas or spaces."""
+    parser.add_argument(name, nargs="+", action=ListAction, const=convert, **options)
+
+
 def add_command(
     subparsers: Subparsers, name: str, text: str, function: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     """Add a command with its help text and the function that runs it, and return its parser."""
     parser = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show the full traceback of a crash")
+    parser._negative_number_matcher = NEGATIVE_NUMBERS  # noqa: SLF001 - argparse has no public name for it
     parser.set_defaults(command=function, parser=parser)  # the parser suggests options for a misspelt one
     return parser
 
