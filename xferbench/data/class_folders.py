@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench.core.errors import UserError
-from xferbench.data.listing import IMAGE_SUFFIXES, list_files, list_folders
+from xferbench.data.listing import IMAGE_SUFFIXES, list_files, list_folders, list_irregular
 from xferbench.data.raw import DatasetParts, RawSplit, shuffle
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def order_notes(classes: Sequence[str]) -> Iterator[str]:
 def _read_split(folder: Path, classes: Sequence[str]) -> tuple[RawSplit, list[str]]:
     """Return the images of a split, labeled by their folder, and a note for each file that is not one of them."""
     files = [path.relative_to(folder) for path in list_files(folder)]
+    irregular = [f"{path.relative_to(folder).as_posix()}: not a regular file" for path in list_irregular(folder)]
     misplaced = [f"{path.as_posix()}: not directly in a class folder" for path in files if len(path.parts) != 2]
     files = [path for path in files if len(path.parts) == 2]
     not_images = [f"{path.as_posix()}: not an image file" for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
@@ -173,7 +174,9 @@ def _read_split(folder: Path, classes: Sequence[str]) -> tuple[RawSplit, list[st
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[path.parts[0]] for path in usable], np.int64)
     names = [f"{folder.name}/{path.as_posix()}" for path in usable]
-    return RawSplit([folder / path for path in usable], labels, np.empty(0, np.int64), names), misplaced + not_images
+    return RawSplit(
+        [folder / path for path in usable], labels, np.empty(0, np.int64), names
+    ), irregular + misplaced + not_images
 
 
 def _class_names(splits: Mapping[str, Path], counts: Mapping[str, Mapping[str, int | None]], first: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import warnings
 import zlib
@@ -14,11 +16,15 @@ from xferbench.core.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import BinaryIO
 
     from PIL import Image
 
 ORIENTATION_TAG, UPRIGHT = 0x0112, 1  # of EXIF
 DAMAGED_FILE_ERRORS = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
+# Formats whose decoders are a part of Pillow; EPS would start Ghostscript, for example.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 50_000_000  # of an image; with its copies in other modes, a larger one needs a gigabyte
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -75,17 +81,54 @@ def highest_value(image: Image.Image | np.ndarray) -> int:
 def open_image(file: Path, decode: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray | None, str]:
     """Return an image file as ``decode`` returns it, or None and the reason why it cannot be decoded.
 
-    Plugins of Pillow raise many types of errors on damaged files; all of them become a reason.
+    Only regular files of the accepted formats are read.
+    """
+    try:
+        with open_regular(file) as stream, _load(stream) as image:
+            return decode(image), ""
+    except DAMAGED_FILE_ERRORS as error:
+        return None, _first_line(error).replace(str(file), file.name)[:80]
+    except UserError as problem:
+        return None, f"{problem.what}, {problem.found}"
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open a file for reading. Opening a pipe or a device could wait forever, or never end.
+
+    Raises:
+        UserError: If it is not a regular file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError("not a regular file", found="a device, a pipe or a folder", expected="an image file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _load(stream: BinaryIO) -> Image.Image:
+    """Decode the pixels of an image.
+
+    Raises:
+        UserError: If it is too large, or cannot be decoded. Plugins of Pillow raise errors of any type on damaged files.
     """
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            return decode(image), ""
-    except (*DAMAGED_FILE_ERRORS, Image.DecompressionBombError) as error:
-        return None, (str(error).replace(str(file), file.name).splitlines() or [type(error).__name__])[0][:80]
-    except UserError as problem:
-        return None, f"{problem.what}, {problem.found}"
+        with warnings.catch_warnings(action="ignore"):  # of damaged metadata, and of many pixels
+            image = Image.open(stream, formats=FORMATS)
+            if image.width * image.height <= MAX_PIXELS:
+                image.load()
+                return image
+    except Image.UnidentifiedImageError as error:
+        raise UserError("cannot identify image file", found=f"none of {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise UserError("cannot be decoded", found=_first_line(error)[:80]) from error
+    found = f"{image.width} × {image.height} pixels, above the limit of {MAX_PIXELS // 10**6} million"
+    raise UserError("too many pixels", found=found, expected="a smaller image", do="resize it")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _array_to_rgb(pixels: np.ndarray, bits: int) -> np.ndarray:

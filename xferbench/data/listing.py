@@ -26,11 +26,20 @@ def list_folders(folder: Path) -> list[Path]:
 
 def list_files(folder: Path) -> Iterator[Path]:
     """Return all files of a folder, in the same order on every system. Links are followed, and hidden files are skipped."""
+    return filter(Path.is_file, _list_names(folder))
+
+
+def list_irregular(folder: Path) -> Iterator[Path]:
+    """Return what is neither a file nor a folder: pipes, devices, and links that lead nowhere."""
+    return (path for path in _list_names(folder) if not path.is_file())
+
+
+def _list_names(folder: Path) -> Iterator[Path]:
     paths, visited = [], set()
     for directory, subfolders, file_names in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(directory))
         subfolders[:] = [
             name for name in subfolders if is_visible(name) and os.path.realpath(Path(directory, name)) not in visited
         ]
-        paths += [Path(directory, name) for name in file_names if is_visible(name) and Path(directory, name).is_file()]
+        paths += [Path(directory, name) for name in file_names if is_visible(name)]
     return iter(sorted(paths, key=lambda path: path.relative_to(folder).as_posix()))
