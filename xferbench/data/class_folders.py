@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench.core.errors import UserError
+from xferbench.data.archives import find_archive, refuse_archive
 from xferbench.data.listing import IMAGE_SUFFIXES, list_files, list_folders, list_irregular
 from xferbench.data.raw import DatasetParts, RawSplit, shuffle
 
@@ -119,6 +120,8 @@ def read_layout(folder: Path) -> Layout:
     if not splits and len(list_folders(root)) > 1:
         splits = {"test": root}
     elif "train" not in splits or len(splits) < 2:
+        if not splits and (archive := find_archive(folder)):
+            refuse_archive(archive)
         raise _not_a_dataset(folder, root, splits)
     if "test" not in splits:
         splits = {"train": splits["train"], "test": splits["validation"]}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.files import sha256
 from xferbench.core.pipeline import Checkpoint, Data, WeightsFile
-from xferbench.data import class_folders, metadata_csv, synthetic, torchvision_folder, user_code
+from xferbench.data import archives, class_folders, metadata_csv, synthetic, torchvision_folder, user_code
 from xferbench.data.listing import list_files
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def split_spec(spec: str) -> tuple[str, str]:
         UserError: If the kind is unknown, or the file or folder does not exist.
     """
     kind, _, rest = spec.partition(":")
+    if (kind in {"folder", "npz"} or kind not in DATA_KINDS) and (file := Path(rest if kind in DATA_KINDS else spec)).is_file():
+        archives.refuse_archive(file)
     if kind not in DATA_KINDS:
         suggestion = f"write folder:{spec}" if Path(spec).is_dir() else f"write npz:{spec}" if Path(spec).is_file() else ""
         do = suggestion or "run `xferbench ls` to list the kinds"
