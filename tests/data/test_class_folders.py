@@ -152,3 +152,9 @@ def test_labels_have_the_order_of_the_classes(make):
     named = zip(splits["test"].images, splits["test"].labels, strict=True)
     assert all(path.parent.name == classes[label] for path, label in named)
     assert np.bincount(splits["train"].labels).tolist() == [3, 3]
+
+
+def test_a_table_beside_class_folders_is_named(make):
+    folder = make("train", "val")
+    (folder / "labels.csv").write_text("image,label\n")
+    assert "labels.csv is not used, because the class folders label the images" in class_folders.read_layout(folder).notes

@@ -13,7 +13,7 @@ import numpy as np
 
 from xferbench.core.errors import UserError
 from xferbench.data.archives import find_archive, refuse_archive
-from xferbench.data.listing import IMAGE_SUFFIXES, list_files, list_folders, list_irregular
+from xferbench.data.listing import IMAGE_SUFFIXES, is_visible, list_files, list_folders, list_irregular
 from xferbench.data.raw import DatasetParts, RawSplit, shuffle
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ PLAIN_SPLITS = ("train", "val", "test")  # names whose meaning is part of no dig
 PURPOSES = {"train": "for training", "validation": "for selection", "test": "for testing"}
 MAX_NESTING = 2  # folders around a dataset, as an unpacked archive may have them
 MAX_LISTED = 6
+TABLE_SUFFIXES = (".csv", ".jsonl")
 EXPECTED_FOLDER = "train/ and val/ or test/, each with one folder of images per class; or metadata.csv"
 
 
@@ -226,6 +227,9 @@ def _split_notes(folder: Path, root: Path, splits: Mapping[str, Path]) -> Iterat
     for path in [inner for outer in searched for inner in list_folders(outer)]:
         if path not in splits.values() and not root.is_relative_to(path):
             yield f"{path.relative_to(folder).as_posix()}/ is left out, because it is not a split with class folders"
+    for path in sorted(path for outer in {folder, root} for path in outer.iterdir() if path.suffix in TABLE_SUFFIXES):
+        if is_visible(path.name):
+            yield f"{path.relative_to(folder).as_posix()} is not used, because the class folders label the images"
 
 
 def _class_notes(

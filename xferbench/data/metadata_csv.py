@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench.core.errors import UserError
-from xferbench.data.class_folders import find_splits, split_role
+from xferbench.data.class_folders import TABLE_SUFFIXES, find_splits, split_role
 from xferbench.data.listing import is_visible, list_folders
 from xferbench.data.raw import DatasetParts, RawSplit, balanced_order, shuffle, take
 from xferbench.data.table_files import COLUMNS, Table, index_files, is_table, read_table, resolve_path
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 METADATA_FILE = "metadata.csv"
 METADATA_FILES = (METADATA_FILE, "metadata.jsonl")
-TABLE_SUFFIXES = (".csv", ".jsonl")
 EXPECTED_SPLIT = "train, val, valid, validation, test"
 GROUP_NAME = re.compile(r"(patient|subject|case|person|participant)s?([ _-]?(id|no|nr|number|code|name))?", re.IGNORECASE)
 TEST_SHARE_DIVISOR = 5  # a fifth of the images is the test set if the table has no splits
