@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.cli.suite_template import detect_arch, suite_slug
 from xferbench.config import loader
-from xferbench.core import files
 from xferbench.core.errors import UserError
+from xferbench.data import inputs
 
 if TYPE_CHECKING:
     import argparse
@@ -149,17 +149,9 @@ def adjust_preprocessing(base: Mapping[str, Any], options: Mapping[str, Any]) ->
 
 def _recorded_preprocessing(arch: str, weights: Path) -> dict[str, Any]:
     """Return the preprocessing recorded for a checkpoint or its architecture, as a suite's table; options modify it."""
-    from xferbench.core.pipeline import WeightsFile
     from xferbench.runner.engines import local
 
-    if not weights.is_file():
-        raise UserError(
-            f"{weights}: cannot be read as weights",
-            found="no such file",
-            expected="a state dict saved by torch.save, or safetensors",
-            do="check the path",
-        )
-    weights_file = WeightsFile(digest=files.sha256(weights), path=str(weights))
+    weights_file = inputs.digest_weights_file(weights)
     with local.start_workers(1) as call:
         recorded, _ = call("xferbench.lab.worker.profile:checkpoint_preprocessing", arch, weights_file).result()
     table = asdict(recorded) if recorded else {}

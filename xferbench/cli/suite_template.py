@@ -20,7 +20,7 @@ import numpy as np
 
 from xferbench.config import loader
 from xferbench.core.errors import UserError
-from xferbench.data import inputs, sources
+from xferbench.data import inputs, sources, weights_folder
 from xferbench.report import format
 from xferbench.runner import discovery, execute
 from xferbench.runner.engines import local
@@ -78,19 +78,19 @@ def detect_arch(weights: Path | None, option: str = "--weights") -> str:
     """
     if weights is None:
         return "tiny-resnet"
-    if not weights.is_file():
-        raise UserError(
-            f"{option} {format.one_line(weights)}",
-            found="no such file",
-            expected="a state dict saved by torch.save, or safetensors",
-        )
+    try:
+        weights = weights_folder.find_weights(weights)
+    except UserError as error:
+        raise error.at(f"{option} {format.one_line(weights)}") from error
     if find_spec("torch") is None:
         raise UserError("--arch is missing", found="no torch to read the weights with", expected="--arch ARCH")
     with local.start_workers(1) as call:
         detected: str = call("xferbench.lab.models.arch_detection:detect_arch", weights).result()
+        task: str = "" if detected else call("xferbench.lab.models.network_tasks:describe_file", weights).result()
     if not detected:
         what = f"{format.one_line(weights)}: its tensors match no known architecture"
-        raise UserError(what, expected="--arch ARCH", do="name its architecture; `xferbench ls` lists the known ones")
+        do = "give a network that classifies images" if task else "name its architecture; `xferbench ls` lists the known ones"
+        raise UserError(what, found=task, expected="--arch ARCH", do=do)
     return detected
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.files import sha256
 from xferbench.core.pipeline import Checkpoint, Data, WeightsFile
-from xferbench.data import archives, class_folders, metadata_csv, synthetic, torchvision_folder, user_code
+from xferbench.data import (
+    archives,
+    class_folders,
+    metadata_csv,
+    synthetic,
+    torchvision_folder,
+    user_code,
+    weights_folder,
+)
 from xferbench.data.listing import list_files
 
 if TYPE_CHECKING:
@@ -48,15 +56,14 @@ def check_inputs(suite: Suite) -> None:
                 _check_folder(Path(rest))
         except UserError as problem:
             raise problem.at(f"{suite.invocation.path}: [{role}] data: {problem.what}") from problem
-    files = {
-        "[checkpoint] after": suite.checkpoint.after,
-        "[checkpoint] before": suite.checkpoint.before,
-        "[source] manifest": suite.data.manifest,
-    }
-    for key, file in files.items():
-        if file is not None and not Path(file).is_file():
-            state = "a folder" if Path(file).is_dir() else "no such file"
-            raise UserError(f"{suite.invocation.path}: {key}", found=f"{file}: {state}", expected="a file", do="check the path")
+    manifest = suite.data.manifest
+    if manifest is not None and not Path(manifest).is_file():
+        state = "a folder" if Path(manifest).is_dir() else "no such file"
+        found = f"{manifest}: {state}"
+        raise UserError(f"{suite.invocation.path}: [source] manifest", found=found, expected="a file", do="check the path")
+    for key in ("after", "before"):
+        if (path := getattr(suite.checkpoint, key)) is not None:
+            _find_weights(suite, f"[checkpoint] {key}", path)
     if not suite.is_audit:
         _checkpoint_path(suite)
     digest_code(suite)
@@ -146,8 +153,21 @@ def digest_weights(suite: Suite, digester: Callable[[Path], str] = sha256) -> We
     Raises:
         UserError: If the suite names no checkpoint, or the file is missing.
     """
-    path = _checkpoint_path(suite)
-    return WeightsFile(digest=digester(path), path=str(path))
+    return digest_weights_file(_checkpoint_path(suite), digester)
+
+
+def digest_weights_file(path: Path, digester: Callable[[Path], str] = sha256) -> WeightsFile:
+    """Return the file of weights that a path means; its digest covers the files that belong to it.
+
+    Raises:
+        UserError: If there are no weights.
+    """
+    file, *others = weights_folder.weights_files(weights_folder.find_weights(path))
+    digest = digester(file)
+    if others:
+        digests = "\n".join([digest, *(f"{other.name} {digester(other)}" for other in others)])
+        digest = hashlib.sha256(digests.encode()).hexdigest()
+    return WeightsFile(digest=digest, path=str(file))
 
 
 def digest_checkpoints(suite: Suite, digester: Callable[[Path], str] = sha256) -> Checkpoint | None:
@@ -159,8 +179,8 @@ def digest_checkpoints(suite: Suite, digester: Callable[[Path], str] = sha256) -
     section = suite.checkpoint
     if section.after is None:
         return None
-    after = WeightsFile(digest=digester(Path(section.after)), path=section.after)
-    before = WeightsFile(digest=digester(Path(section.before)), path=section.before) if section.before else None
+    after = digest_weights_file(Path(section.after), digester)
+    before = digest_weights_file(Path(section.before), digester) if section.before else None
     if before and before.digest == after.digest:
         found = f"{section.before} and {section.after} are the same file, byte for byte"
         do = "set before to the pretrained weights, or remove it"
@@ -213,9 +233,12 @@ def _checkpoint_path(suite: Suite) -> Path:
             expected=expected,
             do=do,
         )
-    if not Path(path).is_file():
-        state = "a folder" if Path(path).is_dir() else "no such file"
-        raise UserError(
-            f"{suite.invocation.path}: [backbone] weights", found=f"{path}: {state}", expected=expected, do="check the path"
-        )
-    return Path(path)
+    return _find_weights(suite, "[backbone] weights", path, expected)
+
+
+def _find_weights(suite: Suite, key: str, path: str, expected: str = weights_folder.WEIGHTS_EXPECTED) -> Path:
+    try:
+        return weights_folder.find_weights(Path(path))
+    except UserError as error:
+        found = f"{path}: {error.found}"
+        raise UserError(f"{suite.invocation.path}: {key}", found=found, expected=expected, do=error.do) from error

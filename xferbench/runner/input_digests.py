@@ -104,11 +104,16 @@ def _weights_rows(suite: Suite) -> Iterator[Row]:
         "backbone.weights": pretrained,
         "checkpoint.after": suite.checkpoint.after,
         "checkpoint.before": suite.checkpoint.before,
-        "source.manifest": suite.data.manifest,
     }
     for key, path in paths.items():
         if path:
-            yield key, path, None, partial(_file_digest, Path(path))
+            yield key, path, None, partial(_weights_digest, Path(path))
+    if manifest := suite.data.manifest:
+        yield "source.manifest", manifest, None, partial(_file_digest, Path(manifest))
+
+
+def _weights_digest(path: Path, digester: Digester) -> str:
+    return inputs.digest_weights_file(path, digester).digest
 
 
 def _file_digest(path: Path, digester: Digester) -> str:

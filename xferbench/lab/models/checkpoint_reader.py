@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from xferbench.core.errors import UserError
-from xferbench.lab.models import peft_checkpoints
+from xferbench.data import weights_folder
+from xferbench.lab.models import file_kind, peft_checkpoints, pickle_globals
 from xferbench.lab.models.state_dict_names import format_names
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ READ_ERRORS = (
     AttributeError,
     TypeError,
     AssertionError,
+    ArithmeticError,
+    MemoryError,
     struct.error,
 )
 RESCUE = (  # keeps tensors, and the modules and dictionaries around them
@@ -54,7 +57,8 @@ RESCUE = (  # keeps tensors, and the modules and dictionaries around them
     "{k: keep(v) for k, v in x.items()} if isinstance(x, dict) else x if isinstance(x, torch.Tensor) else None; "
     'torch.save(keep(torch.load(%r, map_location="cpu", weights_only=False)), "weights.pth")'
 )
-CHECKPOINT_EXPECTED = "a state dict saved by torch.save, or safetensors"
+ARGUMENTS = "argparse.Namespace"  # of a training script
+CHECKPOINT_EXPECTED = weights_folder.WEIGHTS_EXPECTED
 
 
 class DroppedArguments:
@@ -100,10 +104,17 @@ def read_raw(path: Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: As :func:`~xferbench.lab.models.checkpoint_reader.read_checkpoint` does.
     """
-    if not path.is_file() or not path.stat().st_size:
-        found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "no such file"
-        raise UserError(f"{path}: cannot be read as weights", found=found, expected=CHECKPOINT_EXPECTED)
+    path = weights_folder.find_weights(path)
+    if path.name.endswith(weights_folder.INDEX_SUFFIX):
+        shards = [_read_file(shard) for shard in weights_folder.shard_files(path)]
+        return {name: tensor for state, _ in shards for name, tensor in state.items()}, ""
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:
+    file_kind.refuse_other_kinds(path)
     content = read_saved(path)[0] if is_safetensors(path) else _read_torch(path)
+    file_kind.refuse_without_network(content, path)
     return _unwrap(content, path)
 
 
@@ -123,9 +134,9 @@ def _to_float32(tensor: Tensor) -> Tensor:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a file is safetensors, by its suffix or its start (8 bytes of length, then JSON)."""
+    """Return whether a file is safetensors, by its start: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+        return file.read(9)[8:] == b"{"
 
 
 def open_safetensors(path: Path) -> Any:
@@ -144,40 +155,29 @@ def open_safetensors(path: Path) -> Any:
 
 def _arguments_dropped() -> AbstractContextManager[None]:
     """Let torch read a file with the arguments of a training script, as the scripts of torchvision and timm write it."""
-    manager: AbstractContextManager[None] = torch.serialization.safe_globals([(DroppedArguments, "argparse.Namespace")])
+    manager: AbstractContextManager[None] = torch.serialization.safe_globals([(DroppedArguments, ARGUMENTS)])
     return manager
 
 
 def _read_torch(path: Path) -> object:
     """Return what torch.save wrote, if it is plain data."""
     try:
-        with warnings.catch_warnings(), _arguments_dropped():
+        # By the path, torch would read *.safetensors in another way.
+        with warnings.catch_warnings(), _arguments_dropped(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # torch warns about the protocol of files that it refuses
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        match = re.search(r"GLOBAL ((?:\w+\.)+\w+)(?:\s|$)", str(error))
-        if match is None:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, *READ_ERRORS) as error:
+        match = re.search(r"GLOBAL (\w+(?:\.\w+)*)(?:\s|$)", str(error))
+        blocked = [name for name in pickle_globals.blocked_globals(path) if name != ARGUMENTS] or ([match[1]] if match else [])
+        if not blocked:
             raise _damaged_file(path, error) from error
         raise UserError(
             f"{path}: refused, since opening it in full would run code",
-            found=f"the file asks for {', '.join(_blocked_globals(path) or [match[1]])}, which is not plain data",
+            found=f"the file asks for {format_names(blocked)}, which is not plain data",
             expected=CHECKPOINT_EXPECTED,
-            do=f"only if you trust the file, save its tensors again: {RESCUE % path.name}",
+            do=pickle_globals.other_library_advice(blocked)
+            or f"only if you trust the file, save its tensors again: {RESCUE % path.name}",
         ) from error
-    except READ_ERRORS as error:
-        if "TorchScript" in str(error):
-            do = 'save its tensors: safetensors.torch.save_file(torch.jit.load(path).state_dict(), "weights.safetensors")'
-            raise UserError(f"{path}: a TorchScript program", found="code", expected=CHECKPOINT_EXPECTED, do=do) from error
-        raise _damaged_file(path, error) from error
-
-
-def _blocked_globals(path: Path) -> list[str]:
-    """Return all globals in a file that are not plain data; none for an old file, where torch reports only the first."""
-    try:
-        with _arguments_dropped():
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (pickle.UnpicklingError, *READ_ERRORS):
-        return []
 
 
 def _damaged_file(path: Path, error: Exception) -> UserError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
-from xferbench.lab.models import backbones, head_layers, heads
+from xferbench.lab.models import backbones, head_layers, heads, network_tasks
 from xferbench.lab.models.batchnorm import BATCH_COUNTER
 from xferbench.lab.models.checkpoint_reader import is_safetensors, open_safetensors
 from xferbench.lab.models.state_dict_names import (
@@ -179,7 +179,8 @@ def _describe_misfit(
     prefix_changes = matching_prefixes(file_shapes, shapes)
     family_name = detect_family(tensors)
     complete_prefixes = [old or new for old, new in _complete_changes(file_shapes, shapes)]
-    hints = [f"the names look like {family_name}"] if family_name else []
+    task = network_tasks.describe_task(tensors)
+    hints = [f"the file holds {task}"] if task else [f"the names look like {family_name}"] if family_name else []
     if len(complete_prefixes) > 1:
         hints = [f"the file holds the network more than once, under {', '.join(complete_prefixes)}: save only the one to use"]
     elif hint := describe_prefix(prefix_changes, len(shapes)):

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from xferbench.core.errors import UserError
+from xferbench.data import weights_folder
 from xferbench.lab.models.state_dict_names import format_names
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = weights_folder.ADAPTER_CONFIG_FILE
 ADAPTER_PATTERN = re.compile(
     r"\.(lora_\w+|base_layer|modules_to_save|original_module|ia3_\w+|hada_\w+|lokr_\w+|vera_\w+)(\.|$)"
 )
@@ -57,7 +58,7 @@ def merge_adapters(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             for side in "AB"
         )
         if f"{layer}.weight" not in plain or a is None or b is None:
-            raise _refused(path, f"an adapter without its layer: {layer}")
+            raise _without_network(path, layer)
         weight = plain[f"{layer}.weight"]
         plain[f"{layer}.weight"] = weight + _scale(path, a.shape[0]) * _product(a, b, weight, path)
     return plain
@@ -88,6 +89,14 @@ def _scale(path: Path, rank: int) -> float:
     if unsupported or config.get("peft_type") != "LORA":
         raise _refused(path, f"{', '.join(unsupported) or config.get('peft_type')} in {CONFIG_FILE}")
     return alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _without_network(path: Path, layer: str) -> UserError:
+    config = weights_folder.read_json(path.with_name(CONFIG_FILE))
+    found, do = weights_folder.describe_adapter(config)
+    if not config:
+        return _refused(path, f"an adapter without its layer: {layer}")
+    return UserError(f"{path}: an adapter that is not merged", found=found, expected="the tensors of a whole network", do=do)
 
 
 def _refused(path: Path, reason: str) -> UserError:

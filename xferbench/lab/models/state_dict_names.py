@@ -52,6 +52,7 @@ FAMILY_PATTERNS = {  # pattern of a name, under any prefix → the family that h
 }
 AVERAGE_WORDS = {"ema", "swa", "avg", "averaged", "shadow", "teacher", "target", "momentum", "k", "key"}
 MAX_LISTED_NAMES = 10
+MAX_NAME_LENGTH = 120  # letters of a tensor's name in a message
 MIN_MATCHING_SHARE = 0.5  # share of a network's tensors that must fit under a prefix before a message names it
 
 
@@ -105,9 +106,14 @@ def timm_patterns(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def format_names(names: list[str]) -> str:
-    """Format the first names, and the number of names if there are more."""
+    """Format the first names on one line, each shortened, and the number of names if there are more."""
     more = f" … ({len(names)} in all)" if len(names) > MAX_LISTED_NAMES else ""
-    return ", ".join(names[:MAX_LISTED_NAMES]) + more
+    return ", ".join(_printable(name) for name in names[:MAX_LISTED_NAMES]) + more
+
+
+def _printable(name: str) -> str:
+    shortened = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
+    return "".join(letter if letter.isprintable() else " " for letter in shortened)
 
 
 def matching_prefixes(
