@@ -194,6 +194,11 @@ def test_each_key_is_read(tmp_path, changes, name, value):
     assert flat_values(load(tmp_path, changes))[name] == value
 
 
+def test_the_folder_of_an_architecture_is_relative_to_the_suite(tmp_path):
+    arch = flat_values(load(tmp_path, '[backbone] arch = "transformers:models/vit"'))["arch"]
+    assert arch == f"transformers:{tmp_path.resolve() / 'models/vit'}"
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_is_accepted(tmp_path, metric):
     assert load(tmp_path, f'metric = "{metric}"').rules.metric == metric

@@ -37,3 +37,10 @@ def test_the_error_for_weights_that_do_not_fit_names_the_task():
     module = backbones.build("tiny-resnet", 3)
     with pytest.raises(UserError, match=r"the file holds a detection network \(SSD or RetinaNet\)"):
         checkpoints.match_tensors(module, detector.state_dict(), backbones.layer_layout(module, 32).head)
+
+
+def test_the_error_for_a_transformer_of_another_size_names_both():
+    module = backbones.build("torchvision:vit_b_32", 3)
+    state = module.state_dict() | {"encoder.pos_embedding": torch.zeros(1, 145, 768)}
+    with pytest.raises(UserError, match="the file is made for images of 384 px, the network for 224 px"):
+        checkpoints.match_tensors(module, state, "heads.head")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BACKBONES = {
     "torchvision:NAME": "any classifier",
     "timm:NAME": "any classifier (pip install 'xferbench[timm]')",
+    "transformers:DIR": "the image classifier of config.json in a folder (pip install 'xferbench[transformers]')",
     "python:MODULE:CALLABLE": "your own, callable(classes) -> network (--allow-code)",
     "cifar-resnet20/32/44/56": "He et al., option A",
     "tiny-resnet": "0.1 M parameters, shipped",

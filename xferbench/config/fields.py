@@ -333,6 +333,7 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
     kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits"
     dataset = validation.typed(str, bool, kinds, lambda value: _resolve_dataset(value, base), minLength=1)
     file = validation.typed(str, bool, "a path", lambda value: _resolve_path(value, base), minLength=1)
+    arch = validation.typed(str, bool, "a non-empty string", lambda value: _resolve_arch(value, base), minLength=1)
     duration = validation.typed(
         str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', duration_seconds, pattern=DURATION_PATTERN
     )
@@ -364,9 +365,7 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
         ),
         "seed": WHOLE,
         "tuning_seeds": COUNT,
-        "backbone": validation.table(
-            {"arch": validation.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]
-        ),
+        "backbone": validation.table({"arch": arch, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
         "target": validation.table(
             {"data": dataset, "train_size": COUNT, "test_size": COUNT, "interventions": INTERVENTIONS}, required=["data"]
         ),
@@ -411,6 +410,12 @@ def _resolve_dataset(dataset: str, base: Path) -> str:
         kind = f"{kind}:{name}"
     has_path = kind in {"folder", "npz"} or kind.startswith("torchvision:")
     return f"{kind}:{_resolve_path(rest, base)}" if colon and rest and has_path else dataset
+
+
+def _resolve_arch(text: str, base: Path) -> str:
+    """Return the spelling of an architecture; the folder of one of transformers becomes absolute."""
+    kind, colon, folder = text.partition(":")
+    return f"{kind}:{_resolve_path(folder, base)}" if kind == "transformers" and colon else text
 
 
 def _resolve_path(text: str, base: Path) -> str:

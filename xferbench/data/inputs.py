@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DATA_KINDS = ("folder", "npz", "torchvision", "synthetic", "digits")
 FOLDER_EXPECTED = "a folder with train/ and val/ or test/, or with metadata.csv"
 NAMED_ARCHS = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
-ARCH_PREFIXES = ("torchvision:NAME", "timm:NAME", "python:MODULE:CALLABLE")
+ARCH_PREFIXES = ("torchvision:NAME", "timm:NAME", "transformers:DIR", "python:MODULE:CALLABLE")
 SHIPPED_WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 

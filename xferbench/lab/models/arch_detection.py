@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xferbench.lab.models import backbones, checkpoint_reader, finished_heads, state_dict_names
+from xferbench.data import weights_folder
+from xferbench.lab.models import backbones, checkpoint_reader, finished_heads, state_dict_names, transformers_models
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +31,10 @@ def detect_arch(path: Path) -> str:
     The names may have a prefix, and any head counts, at its place or beside the network.
 
     Raises:
-        UserError: If the file cannot be read as weights.
+        UserError: If the file cannot be read as weights, or its network needs transformers and that is not installed.
     """
+    if arch := transformers_models.find_arch(weights_folder.find_weights(path)):
+        return arch
     state = {state_dict_names.current_name(name): tensor for name, tensor in checkpoint_reader.read_checkpoint(path).items()}
     return next((name for name in (*_candidates(state), *_timm_candidates(state)) if _is_match(name, state)), "")
 

@@ -86,12 +86,14 @@ def build(arch: str, classes: int, code: UserCode | None = None) -> nn.Module:
         UserError: if the name is unknown, or a library is not installed.
         xferbench.data.user_code.UserCodeError: if the user code raises.
     """
-    from xferbench.lab.models import small_resnets
+    from xferbench.lab.models import small_resnets, transformers_models
 
     if code is not None:
         return _build_with_user_code(code, classes)
     if arch.startswith(TIMM_PREFIX):
         return _build_with_timm(arch, classes)
+    if arch.startswith(transformers_models.PREFIX):
+        return transformers_models.build(arch, classes)
     if arch not in known_archs():
         raise _unknown_arch(arch, known_archs())
     if arch == "tiny-resnet":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xferbench.core.errors import UserError
 from xferbench.data import weights_folder
-from xferbench.lab.models import file_kind, peft_checkpoints, pickle_globals
+from xferbench.lab.models import file_kind, peft_checkpoints, pickle_globals, transformers_models
 from xferbench.lab.models.state_dict_names import format_names
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def read_with_note(path: Path) -> tuple[dict[str, Tensor], str]:
             f"{path}: tensors of a kind that cannot be loaded", found=format_names(unsupported), expected="dense, real tensors"
         )
     state = {name: _to_float32(tensor) for name, tensor in without_prefixes(state).items()}
+    state = transformers_models.rename_tensors(state, weights_folder.find_weights(path))
     return peft_checkpoints.merge_adapters(state, path), note
 
 

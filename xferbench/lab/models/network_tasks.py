@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from math import isqrt
 from typing import TYPE_CHECKING
 
 from xferbench.lab.models import checkpoint_reader
 from xferbench.lab.models.state_dict_names import format_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 # What a network is, and patterns of tensor names that it has, all of them. The first row that fits counts.
@@ -30,6 +31,9 @@ TASKS = (
     ("a network of speech", r"(^|\.)feature_extractor\.conv_layers\."),
 )
 
+POSITION_PATTERN = re.compile(r"(^|\.)(pos_embed|pos_embedding|position_embeddings?)$")
+PATCH_PATTERN = re.compile(r"(^|\.)(patch_embed\.proj|conv_proj|patch_embeddings\.projection)\.weight$")
+
 
 def describe_task(names: Iterable[str]) -> str:
     """Return what the tensor names of a network say that it does, or "" if it may classify images."""
@@ -39,6 +43,17 @@ def describe_task(names: Iterable[str]) -> str:
         if None not in matches:
             return f"{task}, by the tensor {format_names([str(matches[0])])}"
     return ""
+
+
+def image_side(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Return the side of the images that a vision transformer is made for, in pixels, by its embeddings; None for others."""
+    kernel = next((shape[-1] for name, shape in shapes.items() if PATCH_PATTERN.search(name) and len(shape) == 4), None)
+    positions = next((shape[-2] for name, shape in shapes.items() if POSITION_PATTERN.search(name) and len(shape) > 1), None)
+    if kernel is None or positions is None:
+        return None
+    # Tokens that stand for no patch, such as that of the class, may have positions too.
+    side = next((isqrt(positions - extra) for extra in (1, 0, 2) if isqrt(positions - extra) ** 2 == positions - extra), None)
+    return side * kernel if side else None
 
 
 def describe_file(path: Path) -> str:

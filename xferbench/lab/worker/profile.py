@@ -27,6 +27,7 @@ from xferbench.lab.models import (
     finished_heads,
     heads,
     published_preprocessing,
+    transformers_models,
 )
 from xferbench.lab.training import user_training
 
@@ -63,8 +64,8 @@ def resolve_device(name: str) -> str:
 def checkpoint_preprocessing(arch: str, weights: WeightsFile) -> tuple[Preprocessing | None, str]:
     """Return the preprocessing of a checkpoint, and a note if it is only an assumption.
 
-    The preprocessing is known if the file records it, or if torchvision or timm publishes the file. Otherwise the preprocessing
-    of the architecture's published weights is the best guess.
+    The preprocessing is known if the file or its folder records it, or if torchvision or timm publishes it. Otherwise that
+    of the published weights of the architecture is the best guess.
 
     Returns:
         The preprocessing, or None if nothing is known about it; and the note, which is "" if the preprocessing is certain.
@@ -74,6 +75,9 @@ def checkpoint_preprocessing(arch: str, weights: WeightsFile) -> tuple[Preproces
     )
     if exact is not None:
         return exact, ""
+    saved, note = transformers_models.recorded_preprocessing(Path(weights.path))
+    if saved is not None:
+        return saved, note
     guess = CIFAR_PREPROCESSING if arch.startswith("cifar-resnet") else published_preprocessing.published_preprocessing(arch)
     if guess is None:
         return None, "preprocessing: recorded nowhere, so images are only scaled to [0, 1]"
