@@ -334,3 +334,33 @@ def test_the_error_for_a_damaged_file_does_not_quote_unsafe_advice(zipped, tmp_p
         except UserError as problem:
             actual.append(problem.found)
     assert actual and not [message for message in actual if re.search(PRAISE, message)]
+
+
+def test_tensors_that_need_more_memory_than_the_file_holds_are_refused(tmp_path):
+    path = save_state({"one.weight": torch.ones(1).expand(2**31), "one.bias": torch.ones(3)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"repeat the numbers of the file[\s\S]*the largest: one\.weight"):
+        checkpoint_reader.read_checkpoint(path)
+
+
+def test_a_dictionary_that_contains_itself_is_refused(tmp_path):
+    content = {"weight": torch.ones(2)}
+    content["model"] = content
+    with pytest.raises(UserError, match="dictionaries that contain themselves"):
+        checkpoint_reader.read_checkpoint(save_state(content, tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor"),
+    [("sparse", torch.ones(2).to_sparse()), ("complex", torch.ones(2) * 1j), ("meta", torch.ones(2, device="meta"))],
+)
+def test_the_kind_of_a_tensor_that_cannot_be_loaded_is_named(kind, tensor, tmp_path):
+    with pytest.raises(UserError, match=rf"{kind}.*: odd"):
+        checkpoint_reader.read_checkpoint(save_state(STATE | {"odd": tensor}, tmp_path / "a.pth"))
+
+
+def test_a_damaged_archive_with_a_readable_end_is_an_error(tmp_path):
+    content = save_state(STATE, tmp_path / "a.pth").read_bytes()
+    end = content.rindex(b"PK\x05\x06")
+    (tmp_path / "a.pth").write_bytes(b"P9" + content[2 : end + 16] + bytes([255] * 4) + content[end + 20 :])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint_reader.read_checkpoint(tmp_path / "a.pth")

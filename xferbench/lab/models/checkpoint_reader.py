@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xferbench.core.errors import UserError
 from xferbench.data import weights_folder
-from xferbench.lab.models import file_kind, peft_checkpoints, pickle_globals, transformers_models
+from xferbench.lab.models import content_limits, file_kind, peft_checkpoints, pickle_globals, transformers_models
 from xferbench.lab.models.state_dict_names import format_names
 
 if TYPE_CHECKING:
@@ -89,11 +89,6 @@ def read_with_note(path: Path) -> tuple[dict[str, Tensor], str]:
     they are what training produced and every file has them.
     """
     state, note = read_raw(path)
-    unsupported = [name for name, tensor in state.items() if tensor.is_quantized or tensor.is_sparse or tensor.is_complex()]
-    if unsupported:
-        raise UserError(
-            f"{path}: tensors of a kind that cannot be loaded", found=format_names(unsupported), expected="dense, real tensors"
-        )
     state = {name: _to_float32(tensor) for name, tensor in without_prefixes(state).items()}
     state = transformers_models.rename_tensors(state, weights_folder.find_weights(path))
     return peft_checkpoints.merge_adapters(state, path), note
@@ -114,9 +109,12 @@ def read_raw(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:
     file_kind.refuse_other_kinds(path)
-    content = read_saved(path)[0] if is_safetensors(path) else _read_torch(path)
+    content: object = read_saved(path)[0] if is_safetensors(path) else _read_torch(path)
+    content = content_limits.plain_mappings(content, path)
     file_kind.refuse_without_network(content, path)
-    return _unwrap(content, path)
+    state, note = _unwrap(content, path)
+    content_limits.require_plain_tensors(state, path)
+    return state, note
 
 
 def read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")  # classifiers that GoogLeNet and Inception have during pretraining only
 PREPROCESSING_METADATA = "xferbench.preprocessing"
+MAX_IMAGE_SIDE = 4096  # pixels
 MAX_FLOAT16 = 65504.0
 
 
@@ -233,10 +235,25 @@ def recorded_preprocessing(path: Path) -> Preprocessing | None:
         return None
     try:
         values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
-        return Preprocessing(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+        return _plausible(Preprocessing(**values))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         expected = "JSON with " + ", ".join(field.name for field in fields(Preprocessing))
         raise UserError(f"{path}: recorded preprocessing", found=text[:200], expected=expected) from error
+
+
+def _plausible(preprocessing: Preprocessing) -> Preprocessing:
+    """Return a preprocessing of a file.
+
+    Raises:
+        ValueError: if no image can be prepared with its sizes and numbers.
+    """
+    sizes: list[Any] = [size for size in (preprocessing.resize, preprocessing.crop) if size is not None]
+    numbers = [preprocessing.scale, *preprocessing.mean, *preprocessing.std]
+    if not all(isinstance(size, int) and 0 < size <= MAX_IMAGE_SIDE for size in sizes):
+        raise ValueError("a size that no image has")
+    if not all(isfinite(number) for number in numbers) or {len(preprocessing.mean), len(preprocessing.std)} - {1, 3}:
+        raise ValueError("numbers that are not finite, or not one for each channel")
+    return preprocessing
 
 
 def _to_half(tensor: Tensor) -> Tensor:

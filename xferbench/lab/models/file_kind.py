@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 2**16
 MIN_BYTES = 16  # every format of weights is longer
+MAX_INFLATION = 10  # by which an archive grows when it is unpacked; torch.save compresses nothing
+FREE_BYTES = 2**26  # a small archive may grow more
 MAX_MEMBERS = 2000  # of an archive that are looked at
 MAX_MESSAGES = 200_000  # fields of a protocol buffer that are looked at
 AGAIN_ADVICE = "download or copy it again, and check its size and digest"
@@ -163,6 +165,9 @@ def _describe_zip(path: Path, size: int) -> tuple[str, str] | None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         found = f"a damaged zip archive, such as torch.save writes; its end is missing after {size} bytes"
         return found, AGAIN_ADVICE
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > MAX_INFLATION * size + FREE_BYTES:
+        return f"a zip archive of {size} bytes that unpacks to {unpacked}", "save the checkpoint with torch.save, uncompressed"
     names = [member.filename for member in members[:MAX_MEMBERS]]
     for pattern, name, do in ZIP_KINDS:
         if any(re.search(pattern, member) for member in names):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
+import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,10 +104,10 @@ def _pickles(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield file.read(MAX_SCANNED_BYTES)
         return
-    with zipfile.ZipFile(path) as archive:
-        for name in [name for name in archive.namelist() if name.endswith("data.pkl")][:1]:
-            try:
-                with archive.open(name) as member:
-                    yield member.read(MAX_SCANNED_BYTES)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError):  # damaged, or encrypted
-                continue
+    # A damaged or encrypted archive names nothing that can be read.
+    errors = zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError, ValueError
+    with suppress(*errors), zipfile.ZipFile(path) as archive:
+        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        if name is not None:
+            with archive.open(name) as member:
+                yield member.read(MAX_SCANNED_BYTES)
