@@ -124,8 +124,9 @@ def test_a_package_that_hangs_is_a_failure(monkeypatch, tmp_path):
     install_fakes(monkeypatch, tmp_path, torch="import time; time.sleep(60)")
     monkeypatch.setattr(installation_checks, "TIMEOUT_SECONDS", 2.0)
     line = check_torch()["torch"]
-    assert line.state == FAIL
-    assert "took more than 2 s" in line.found
+    assert line.state == WARN
+    assert line.found == "could not tell: the process that imports it took more than 2 s"
+    assert "reinstall" not in line.do
 
 
 def test_each_device_has_a_line(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from invoke import invoke, invoke_process, invoke_without_reader, make_suite
 
 from xferbench.analysis import exit_code
 from xferbench.cli import main
+from xferbench.cli.exit_status import interrupt_on_termination
 from xferbench.core.errors import Interrupted, UserError
 from xferbench.report import files
 from xferbench.runner import run as runner
@@ -188,6 +190,11 @@ ERRORS = [
     ),
     (KeyboardInterrupt(), 130, "xferbench: interrupted; finished results are kept\n  do: to continue, run xferbench run quick"),
     (Interrupted(12), 130, "xferbench: interrupted; 12 finished results are kept\n  do: to continue, run xferbench run quick"),
+    (KeyboardInterrupt(15), 143, "xferbench: interrupted by SIGTERM; finished results are kept\n  do: to continue"),
+    (Interrupted(3, 1), 129, "xferbench: interrupted by SIGHUP; 3 finished results are kept\n"),
+    (MemoryError(), 3, "xferbench: out of memory; finished results are kept\n  do: use fewer workers (-j 1)"),
+    (RuntimeError("File x\nRuntimeError: DefaultCPUAllocator: can't allocate memory"), 3, "xferbench: out of memory; "),
+    (RuntimeError("File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to"), 3, "found: torch.OutOfMemoryError: CUDA"),
     (RuntimeError("boom"), 3, "xferbench: crashed: RuntimeError: boom\n  do: run it again with --debug"),
     (AssertionError(), 3, "xferbench: crashed: AssertionError\n"),
     (SystemExit(0), 3, "xferbench: crashed: SystemExit: 0"),
@@ -259,3 +266,16 @@ def test_no_name_becomes_a_command_of_a_workflow(capsys, monkeypatch, tmp_path):
     with pytest.raises(SystemExit):
         main.main(["run", "quick", "::error::extra\n::error::more"])
     assert "\n::" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals need POSIX")
+def test_an_ignored_signal_stays_ignored():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with interrupt_on_termination():
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt, match="15"):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)

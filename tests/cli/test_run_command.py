@@ -237,10 +237,11 @@ def test_errors_of_a_worker_are_reported(monkeypatch, capsys, tmp_path, error, c
 def restore_interrupts():
     """Let the process receive interrupts, which a background process of a shell ignores."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals need POSIX")
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_run_keeps_records_and_leaves_no_worker(tmp_path, signal_number):
     pytest.importorskip("torch")
     suite, store = make_suite(tmp_path, looks="[2, 2000]"), tmp_path / "store.sqlite"
@@ -253,11 +254,14 @@ def test_interrupted_run_keeps_records_and_leaves_no_worker(tmp_path, signal_num
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
     assert record_count >= 3, err
-    assert process.returncode == exit_code.INTERRUPTED
+    assert process.returncode == exit_code.SIGNALLED + signal_number
     assert "Traceback" not in err
     kept = count_records(store)
     assert kept >= record_count
-    assert f"xferbench: interrupted; {kept} finished results are kept\n  do: to continue, run xferbench run {suite} -o " in err
+    by = "" if signal_number == signal.SIGINT else f" by {signal_number.name}"
+    assert (
+        f"xferbench: interrupted{by}; {kept} finished results are kept\n  do: to continue, run xferbench run {suite} -o " in err
+    )
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 

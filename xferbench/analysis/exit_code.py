@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from xferbench.core.run import Finding
 
 PASSED, FAILED, USAGE_ERROR, CRASHED, INCONCLUSIVE, NO_VERDICT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+SIGNALLED = 128  # added to the number of the signal that ended a command, as shells do: 130, 143 or 129
 VERDICT_OF_DECISION = {
     "worse": "FAIL",
     "not worse": "PASS",

@@ -1,6 +1,6 @@
 """The exit status and the message of an error, of an interrupt, and of a pipe whose reader is gone.
 
-Redirects standard output and handles SIGTERM.
+Redirects standard output, and handles SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from xferbench.analysis import exit_code
-from xferbench.core.errors import Interrupted, UserError
+from xferbench.core.errors import MEMORY_ADVICE, Interrupted, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+TERMINATIONS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def exit_status(error: BaseException, command: str = "the same command") -> tuple[int, object]:
@@ -25,10 +27,15 @@ def exit_status(error: BaseException, command: str = "the same command") -> tupl
         return exit_code.USAGE_ERROR, error
     if isinstance(error, KeyboardInterrupt):
         kept = f"{error.kept} finished results are kept" if isinstance(error, Interrupted) else "finished results are kept"
-        return exit_code.INTERRUPTED, UserError(f"interrupted; {kept}", do=f"to continue, run {command}")
+        number = next((number for number in TERMINATIONS if error.args == (number,)), signal.SIGINT)
+        by = "" if number == signal.SIGINT else f" by {number.name}"
+        return exit_code.SIGNALLED + number, UserError(f"interrupted{by}; {kept}", do=f"to continue, run {command}")
     if isinstance(error, OSError):
         do = "free some space, check the path and its permissions"
         return exit_code.USAGE_ERROR, UserError("a file could not be read or written", found=str(error), do=do)
+    if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
+        last = (str(error).strip().splitlines() or [""])[-1]
+        return exit_code.CRASHED, UserError("out of memory; finished results are kept", found=last, do=MEMORY_ADVICE)
     last = (str(error).strip().splitlines() or [""])[-1]  # the message of a worker process is its whole traceback
     do = "run it again with --debug and report the output; finished results are kept"
     return exit_code.CRASHED, UserError(": ".join(filter(None, ("crashed", type(error).__name__, last))), do=do)
@@ -36,15 +43,26 @@ def exit_status(error: BaseException, command: str = "the same command") -> tupl
 
 @contextmanager
 def interrupt_on_termination() -> Iterator[None]:
-    """Treat SIGTERM, which job schedulers send before they kill, as an interrupt from the keyboard."""
+    """Treat SIGTERM, which job schedulers send before they kill, and SIGHUP as interrupts that carry their number.
+
+    A signal that is ignored, as SIGHUP under ``nohup``, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    previous = {number: signal.getsignal(number) for number in TERMINATIONS}
+    handled = [number for number, handler in previous.items() if handler not in {signal.SIG_IGN, None}]
+    for number in handled:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in handled:
+            signal.signal(number, previous[number])
 
 
 @contextmanager

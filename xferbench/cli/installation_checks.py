@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 TIMEOUT_SECONDS = 180.0  # torch may take long to import from a slow disk
+UNKNOWN = "could not tell: "  # start of a failure that says nothing about the installation
 EXTRAS = ("timm", "peft", "safetensors", "scikit-learn", "pillow")
 MIN_TORCH = (2, 6)  # oldest safe torch; weights_only=True could be bypassed before it (CVE-2025-32434)
 INSTALL = "pip install 'xferbench[torch]'"
@@ -91,7 +92,7 @@ def installation_report() -> tuple[list[dict[str, Any]], str]:
     try:
         process = subprocess.run(command, env=variables, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)  # noqa: S603 - fixed words
     except subprocess.TimeoutExpired as expired:
-        return _json_lines(expired.stdout or b""), f"took more than {TIMEOUT_SECONDS:g} s"
+        return _json_lines(expired.stdout or b""), f"{UNKNOWN}took more than {TIMEOUT_SECONDS:g} s"
     last = (process.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
     return _json_lines(process.stdout), "" if not process.returncode else ": ".join(
         filter(None, (_describe_exit(process.returncode), last))
@@ -132,9 +133,12 @@ def check_torch(report: Sequence[Mapping[str, Any]], failure: str) -> Iterator[D
     if failure:
         tried = [str(entry["trying"]) for entry in report if "trying" in entry]
         name = tried[-1] if tried else "torch"
-        yield DoctorCheck(
-            check=name, state=FAIL, found=format.one_line(f"the process that imports it {failure}"), do=_reinstall(name)
-        )
+        found = f"the process that imports it {failure.removeprefix(UNKNOWN)}"
+        if failure.startswith(UNKNOWN):
+            do = "run it again when the machine and its disk are less busy"
+            yield DoctorCheck(check=name, state=WARN, found=f"{UNKNOWN}{found}", do=do)
+        else:
+            yield DoctorCheck(check=name, state=FAIL, found=format.one_line(found), do=_reinstall(name))
     if all("version" in packages.get(name, {}) for name in ("torch", "torchvision")):
         torch, vision = (str(packages[name]["version"]) for name in ("torch", "torchvision"))
         yield check_torchvision(

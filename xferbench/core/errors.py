@@ -52,11 +52,21 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         kept: number of results of the run that the store keeps.
+        cause: the arguments of the interrupt: the number of its signal, or nothing for one from the keyboard.
     """
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, kept: int, *cause: object) -> None:
         self.kept = kept
-        super().__init__()
+        super().__init__(*cause)
+
+
+MEMORY_ERRORS = re.compile(r"MemoryError|OutOfMemoryError|out of memory|can't allocate memory|exit status -9\b")
+MEMORY_ADVICE = "use fewer workers (-j 1), a smaller batch_size or smaller images, or a machine with more memory"
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Return whether the message of an error says that memory has run out, as Python, torch and the system say it."""
+    return MEMORY_ERRORS.search(text) is not None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

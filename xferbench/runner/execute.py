@@ -213,7 +213,7 @@ def run_to_completion(
             if any(key not in records for key in missing):
                 return step
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(kept=sum(not record.error for record in records.values())) from interrupt
+        raise Interrupted(sum(not record.error for record in records.values()), *interrupt.args) from interrupt
 
 
 def _report_progress(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xferbench.core import files
 from xferbench.core.canonical import digest
-from xferbench.core.errors import UserError
+from xferbench.core.errors import MEMORY_ADVICE, UserError, is_out_of_memory
 from xferbench.core.interventions import OWN_HEAD, PRETRAINED, RANDOM_HEAD, TRANSFER_ALL, Head, InterpolatePhase, SourceHead
 from xferbench.core.pipeline import WeightsFile
 from xferbench.core.record import Record
@@ -85,6 +85,8 @@ def _crash_record(trial: Trial, error: Exception) -> Record:
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+    if is_out_of_memory(message):
+        message = f"out of memory: {MEMORY_ADVICE}; {message}"
     return Record(key=trial.key, error=message, place=_describe_machine(trial))
 
 

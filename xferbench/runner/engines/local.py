@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from xferbench.core.errors import MEMORY_ADVICE
 from xferbench.runner.engines.child_process import child_command, child_environment
 from xferbench.runner.engines.worker_process import receive_value, send_value
 
@@ -55,6 +57,11 @@ def _call(process: subprocess.Popen[bytes], function: str, arguments: tuple[Any,
     return receive_value(process.stdout)
 
 
+def _explain_exit(code: int) -> str:
+    """Return why a process ended: the system kills the one that needs too much memory."""
+    return f"killed, probably out of memory: {MEMORY_ADVICE}" if code == -signal.SIGKILL else "a native crash, or killed"
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Close a worker's pipes, which ends it, and wait for its exit."""
     assert process.stdin is not None
@@ -96,7 +103,7 @@ def start_workers(count: int) -> Iterator[Call]:
                 idle.put(None)
         if response is None:
             code = process.returncode
-            raise WorkerDied(f"a worker process ended with exit status {code} (out of memory, killed, or a native crash)")
+            raise WorkerDied(f"a worker process ended with exit status {code} ({_explain_exit(code)})")
         idle.put(process)
         succeeded, value = response
         if not succeeded:
