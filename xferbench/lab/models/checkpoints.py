@@ -187,7 +187,6 @@ def _describe_misfit(
         hints = [f"the file holds the network more than once, under {', '.join(complete_prefixes)}: save only the one to use"]
     elif hint := describe_prefix(prefix_changes, len(shapes)):
         hints = [hint]
-    file_shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sides = network_tasks.image_side(file_shapes), network_tasks.image_side(shapes)
     if None not in sides and sides[0] != sides[1]:
         hints = [f"the file is made for images of {sides[0]} px, the network for {sides[1]} px"]
