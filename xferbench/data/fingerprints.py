@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench.core import files
+from xferbench.core import cached_files, files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.data import sources
@@ -213,7 +213,7 @@ def cached_arrays(path: Path, names: Sequence[str], compute: Callable[[], dict[s
         with path.open("rb") as file, np.load(file) as members:  # NumPy leaves a damaged file open
             return {name: members[name] for name in names}
 
-    arrays = files.read_or_discard(path, read)
+    arrays = cached_files.read_or_discard(path, read)
     if arrays is None:
         arrays = compute()
         path.parent.mkdir(parents=True, exist_ok=True)

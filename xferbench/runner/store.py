@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench.core.cached_files import sweep_leftovers
 from xferbench.core.errors import UserError
-from xferbench.core.files import sweep_leftovers
 from xferbench.core.finished_head import FinishedHead, HeadLayer
 from xferbench.core.interventions import as_dict
 from xferbench.core.pipeline import InputTransform, Preprocessing, Spectrogram

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from xferbench.core.cached_files import flush_tree, read_or_discard
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.files import flush_tree, name_path, read_or_discard
+from xferbench.core.files import name_path
 from xferbench.data import sources
 from xferbench.data.images import highest_value, is_rotated, is_sixteen_bit, open_image
 from xferbench.data.raw import balanced_order

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from xferbench.core import files
+from xferbench.core import cached_files, files
 from xferbench.core.canonical import digest
 from xferbench.core.version import LAB_VERSION
 from xferbench.lab.data import preprocessing
@@ -63,9 +63,9 @@ def compute_activations(
     """
     part_tensors = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers())}
     path = cache / "features" / f"{_cache_key(part, part_tensors, images, transform, device)}.npy"
-    cached = files.read_or_discard(path, np.load)
+    cached = cached_files.read_or_discard(path, np.load)
     if cached is not None:
-        files.mark_used(path)
+        cached_files.mark_used(path)
         return torch.from_numpy(cached)
     with evaluation_mode(part, device):
         batches = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from xferbench.core import files
+from xferbench.core import cached_files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import MEMORY_ADVICE, UserError, is_out_of_memory
 from xferbench.core.interventions import OWN_HEAD, PRETRAINED, RANDOM_HEAD, TRANSFER_ALL, Head, InterpolatePhase, SourceHead
@@ -204,7 +204,8 @@ def _trained_models(specs: Sequence[TrainingSpec], trial: Trial, cache: Path) ->
     starts = [start_tensors(spec, network, trial, cache) for spec in specs]
     paths = [weights_path(spec, trial.context, cache) for spec in specs]
     stored = [
-        files.read_or_discard(path, partial(_load_weights, before=before)) for path, before in zip(paths, starts, strict=True)
+        cached_files.read_or_discard(path, partial(_load_weights, before=before))
+        for path, before in zip(paths, starts, strict=True)
     ]
     if all(stored):
         return [model for model in stored if model is not None], 0
@@ -300,7 +301,7 @@ def _save_weights(path: Path, model: TrainedModel) -> None:
 
 
 def _load_weights(path: Path, before: Tensors) -> TrainedModel:
-    files.mark_used(path)
+    cached_files.mark_used(path)
     state, file_metadata = checkpoint_reader.read_saved(path)
     metadata = json.loads(file_metadata["fit"])
     last, best = (
