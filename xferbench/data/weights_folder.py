@@ -153,15 +153,15 @@ def _refuse_shard(path: Path) -> None:
 def weights_files(path: Path) -> tuple[Path, ...]:
     """Return the files whose content decides what a file of weights is, the file itself first.
 
-    These are the shards of an index, and the settings that transformers and peft keep beside the weights.
+    These are the shards of an index, and the settings that transformers and peft keep next to the weights.
 
     Raises:
         UserError: if the index cannot be read, or a shard is missing.
     """
     shards = shard_files(path) if path.name.endswith(INDEX_SUFFIX) else ()
-    beside = [path.with_name(name) for name in (CONFIG_FILE, PREPROCESSOR_FILE)] if transformers_config(path) else []
-    beside += [path.with_name(ADAPTER_CONFIG_FILE)] if path.name.startswith("adapter_model.") else []
-    return (path, *shards, *(file for file in beside if file.is_file()))
+    settings = [path.with_name(name) for name in (CONFIG_FILE, PREPROCESSOR_FILE)] if transformers_config(path) else []
+    settings += [path.with_name(ADAPTER_CONFIG_FILE)] if path.name.startswith("adapter_model.") else []
+    return (path, *shards, *(file for file in settings if file.is_file()))
 
 
 def shard_files(index: Path) -> tuple[Path, ...]:

@@ -28,7 +28,7 @@ UNRECOGNIZED_FAMILY = "MNASNet"  # the family without a recognizable name patter
 def detect_arch(path: Path) -> str:
     """Return the architecture with the names and shapes of the tensors in a file, or "" if there is none.
 
-    The names may have a prefix, and any head counts, at its place or beside the network.
+    The names may have a prefix, and any head counts, at its place or next to the network.
 
     Raises:
         UserError: If the file cannot be read as weights, or its network needs transformers and that is not installed.

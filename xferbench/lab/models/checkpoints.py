@@ -142,7 +142,7 @@ def _without_none(names: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def spare_names(model: nn.Module, tensors: Mapping[str, Tensor], head: str) -> set[str]:
-    """Return the names of tensors beside the network that look like another head, or an average of the weights.
+    """Return the names of tensors outside the network that look like another head, or an average of the weights.
 
     The network does not call a module that its class does not have.
     """

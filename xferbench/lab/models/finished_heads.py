@@ -52,7 +52,7 @@ class _Candidate:
 
 
 def fits(model: nn.Module, head: str, state: Mapping[str, Tensor]) -> bool:
-    """Return whether a checkpoint has exactly the tensors of a network, with any head, and any other head beside it."""
+    """Return whether a checkpoint has exactly the tensors of a network, with any head, and any other head next to it."""
     place = find_place(model, head, state)
     if not _is_complete(model, place, state):
         return False
@@ -67,13 +67,13 @@ def fits(model: nn.Module, head: str, state: Mapping[str, Tensor]) -> bool:
 def find_head(
     model: nn.Module, head: str, state: Mapping[str, Tensor], classes: int = ANY_CLASSES, arch: str = "ARCH"
 ) -> CheckpointHead:
-    """Find the head in a checkpoint: at its place in the network, in place of the layers around it, or beside the network.
+    """Find the head in a checkpoint: at its place in the network, in place of the layers around it, or next to the network.
 
     Args:
         model: the network, with a head of its own.
         head: the name of this head.
         state: the tensors of the checkpoint.
-        classes: the number of classes, which decides between heads beside a network that other code calls.
+        classes: the number of classes, which decides between heads next to a network that other code calls.
         arch: the name of the network, for advice.
 
     Raises:
@@ -88,7 +88,7 @@ def find_head(
         return CheckpointHead(place=head, outputs=len(state[weight]))
     if chosen is None and len(candidates) > 1:
         raise UserError(
-            "[checkpoint] after: more than one head beside the network",
+            "[checkpoint] after: more than one head next to the network",
             found=", ".join(
                 f"{candidate.layers[-1].name} with {candidate.layers[-1].outputs} outputs" for candidate in candidates
             ),
@@ -148,7 +148,7 @@ def _is_complete(model: nn.Module, place: str, state: Mapping[str, Tensor]) -> b
 
 
 def _candidates(model: nn.Module, place: str, state: Mapping[str, Tensor]) -> list[_Candidate]:
-    """Return the heads that can be read: that of the network, then those beside it."""
+    """Return the heads that can be read: that of the network, then those next to it."""
     names, prefix = checkpoints.rename(model, state, place)
     own_names = [name for name, new in names.items() if backbones.is_within(new, [place])]
     candidates = []
@@ -160,7 +160,7 @@ def _candidates(model: nn.Module, place: str, state: Mapping[str, Tensor]) -> li
         layers = head_layers.read_layers(shapes, path, _known_layers(model.get_submodule(place), path, shapes))
         if head_layers.first_width(layers) in widths:
             candidates.append(_Candidate(layers=layers, is_own=True))
-    for group in _groups_beside(model, names, prefix, place, state):
+    for group in _groups_outside(model, names, prefix, place, state):
         layers = head_layers.read_layers({name: tuple(state[name].shape) for name in group}, head_layers.common_module(group))
         taken = head_layers.first_width(layers)
         below = candidates[0].layers if candidates and candidates[0].is_own and taken not in widths else ()
@@ -187,7 +187,7 @@ def _path_in_file(name: str, new_name: str, place: str) -> str:
     return name.removesuffix(new_name.removeprefix(place)).rstrip(".")
 
 
-def _groups_beside(
+def _groups_outside(
     model: nn.Module, names: Mapping[str, str], prefix: str, place: str, state: Mapping[str, Tensor]
 ) -> Iterable[list[str]]:
     """Return the names of the tensors outside the network, by the module that they belong to."""
@@ -219,15 +219,15 @@ def _known_layers(module: nn.Module, path: str, shapes: Mapping[str, tuple[int, 
 def _unreadable(model: nn.Module, place: str, state: Mapping[str, Tensor], arch: str) -> UserError:
     names, prefix = checkpoints.rename(model, state, place)
     own_names = [name for name, new in names.items() if backbones.is_within(new, [place])]
-    beside = [name for group in _groups_beside(model, names, prefix, place, state) for name in group]
-    if not own_names and not beside:
+    outside = [name for group in _groups_outside(model, names, prefix, place, state) for name in group]
+    if not own_names and not outside:
         return UserError(
             "[checkpoint] after: the network has no head",
             found=f"no tensor {place}.weight in the file",
             expected="the weights after fine-tuning, with the trained head",
             do="save the state_dict() of the whole network",
         )
-    shapes = [f"{name} {list(state[name].shape)}" for name in own_names or beside]
+    shapes = [f"{name} {list(state[name].shape)}" for name in own_names or outside]
     return unreadable_head(arch, place, heads.head_width(model, place), shapes)
 
 

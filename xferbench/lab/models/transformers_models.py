@@ -99,7 +99,7 @@ def recorded_preprocessing(weights: Path) -> tuple[Preprocessing | None, str]:
     record = weights_folder.read_json(file)
     side = config.get("image_size")
     if not record and isinstance(side, int) and 0 < side <= MAX_SIDE:
-        note = f"preprocessing: no {file.name} beside the weights; {weights_folder.CONFIG_FILE} records the size, {side}, only"
+        note = f"preprocessing: no {file.name} next to the weights; {weights_folder.CONFIG_FILE} records the size, {side}, only"
         return Preprocessing(resize=side, crop=side), note
     if not record:
         return None, ""
