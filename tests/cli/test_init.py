@@ -199,7 +199,7 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
     ("arguments", "fragments"),
     [
         (["nowhere"], ["nowhere: no such folder", "check the path"]),
-        ([], ["not a dataset folder", "train/ and val/ or test/"]),
+        (["pictures"], ["not a dataset folder", "train/ and val/ or test/"]),
         (["ants", "--weights", "w.pth"], ["--weights w.pth\n  found: no such file"]),
         (["ants", "--arch", "torchvision:resnet18"], ["[backbone] weights: missing"]),
         (["ants", "--arch", "resnet"], ["[backbone] arch: unknown", "torchvision:NAME"]),
@@ -208,10 +208,12 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
 )
 def test_an_error_writes_no_file(capsys, tmp_path, arguments, fragments):
     make_folder(tmp_path / "ants")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
     code, out, err = invoke(capsys, "init", *arguments)
     assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert all(fragment in err for fragment in fragments), err
-    assert {path.name for path in tmp_path.iterdir()} == {"ants"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ants", "pictures"}
 
 
 def test_a_missing_torch_requires_the_option_arch(monkeypatch, tmp_path):

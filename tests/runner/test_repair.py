@@ -293,7 +293,7 @@ def test_an_unconfirmed_repair_is_not_written_and_one_line_gives_the_reason(tmp_
 
 
 def test_a_file_with_other_predictions_is_removed(checkpoints_folder, capsys, monkeypatch, inline):
-    def keep_statistics(network, state, tensors):
+    def keep_statistics(network, state, tensors, head):
         return dict(state), ""  # unchanged
 
     monkeypatch.setattr(lab, "replace_statistics", keep_statistics)

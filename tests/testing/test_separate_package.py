@@ -116,7 +116,7 @@ def test_a_verbose_list_names_version_distribution_file_and_source_of_a_plugin(p
     assert code == 0, output
     lines = output.splitlines()
     origin = lines[next(number for number, text in enumerate(lines) if text.startswith("  too-hot ")) + 1]
-    file = package[0] / "kit_too_hot.py"  # the current folder comes before the installed copy
+    file = package[0].parent / "site" / "kit_too_hot.py"  # the installed copy, not the one in the current folder
     source = digest_module(file)
     assert origin.strip() == f"version 1, too-hot 0.1, {file}, source {source[:16]}"
     built_in = lines[next(number for number, text in enumerate(lines) if text.startswith("  batchnorm-drift ")) + 1]
