@@ -5,9 +5,11 @@ It names what readers need. Keys with a question mark are those that older files
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from xferbench.core.comparison import DECISIONS
+from xferbench.core.json_shape import check_shape
 from xferbench.core.run import CONTROLS, VERDICTS
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ FINDING = {
     "failed_runs?": OPTIONAL_COUNT,
     "failed_share_low?": OPTIONAL_NUMBER,
     "failed_share_high?": OPTIONAL_NUMBER,
-    "accuracy": NUMBERS,
+    "accuracy": {str: float},
     "measures": NUMBERS,
 }
 SUITE: Shape = {
@@ -130,3 +132,20 @@ RECORD = {
 }
 INDEX = {"run": str, "cells": [CELL], "records": {str: RECORD}}
 SAMPLES_INDEX = {"run": str, "samples": [{"role": str, "title": str, "arms": [str], "labels": [str]}]}
+
+
+def check_run(results: dict[str, Any], shape: Shape = RESULTS) -> None:
+    """Check that a value is the content of ``results.json``, with rules that can decide.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    check_shape(results, shape)
+    suite = results["suite"]
+    if results.get("matrix") is not None:
+        check_shape(suite, MATRIX_SUITE, "suite")
+    looks = [0, *suite["looks"]]
+    if len(looks) < 2 or any(later <= earlier for earlier, later in pairwise(looks)):
+        raise ValueError(f"suite.looks: {suite['looks']!r:.40}, expected increasing numbers of seeds")
+    if not 0 < suite["alpha"] < 1:
+        raise ValueError(f"suite.alpha: {suite['alpha']!r:.40}, expected a number between 0 and 1")

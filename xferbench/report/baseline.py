@@ -19,8 +19,8 @@ import numpy as np
 from xferbench.core.array_file import READ_ERRORS
 from xferbench.core.errors import UserError
 from xferbench.core.files import read_file
-from xferbench.core.json_shape import check_shape, read_json
-from xferbench.core.results_shape import ACCEPTED_RESULTS
+from xferbench.core.json_shape import read_json
+from xferbench.core.results_shape import ACCEPTED_RESULTS, check_run
 from xferbench.core.run import Run, run_to_json
 from xferbench.core.suite import LOCATION_KEYS
 from xferbench.core.version import __version__
@@ -135,7 +135,7 @@ def read_baseline(path: Path) -> Run:
         if content["sha256"] != _sha256(results, packed):
             raise _unreadable(path, "content that differs from the checksum in the file")
         _check_schema(content, results["schema"], path)
-        check_shape(results, ACCEPTED_RESULTS)
+        check_run(results, ACCEPTED_RESULTS)
         if content["verdicts"] != _verdicts(results["findings"]):
             raise _unreadable(path, "verdicts that differ from those in its results")
         _, cells = predictions.unpack_predictions(io.BytesIO(base64.b64decode(packed, validate=True)))

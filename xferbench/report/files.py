@@ -18,11 +18,10 @@ from xferbench.core.canonical import digest
 from xferbench.core.comparison import Comparison, Outcome
 from xferbench.core.errors import UserError
 from xferbench.core.guarded_output import unguarded
-from xferbench.core.json_shape import check_shape, read_json
+from xferbench.core.json_shape import read_json
 from xferbench.core.matrix_result import COLUMNS, matrix_from_json
 from xferbench.core.record import Record, json_values
-from xferbench.core.results_shape import MATRIX_SUITE
-from xferbench.core.results_shape import RESULTS as RESULTS_SHAPE
+from xferbench.core.results_shape import check_run
 from xferbench.core.run import (
     RESULTS_SCHEMA,
     Duplicate,
@@ -277,9 +276,7 @@ def check_results(results: Any, path: Path) -> None:
             do="upgrade xferbench" if newer else "run the suite again: records in the store are reused",
         )
     try:
-        check_shape(results, RESULTS_SHAPE)
-        if results.get("matrix") is not None:
-            check_shape(results["suite"], MATRIX_SUITE, "suite")
+        check_run(results)
     except ValueError as error:
         raise _not_a_run(path, error) from error
 

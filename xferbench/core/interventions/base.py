@@ -59,7 +59,9 @@ class Range:
     whole: bool = False
 
     def __contains__(self, number: object) -> bool:
-        if isinstance(number, bool) or not isinstance(number, int if self.whole else (int, float)) or not isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, int if self.whole else (int, float)):
+            return False
+        if isinstance(number, float) and not isfinite(number):  # a whole number may be beyond the range of floats
             return False
         above = number > self.low if self.low_open else number >= self.low
         return above and (number < self.high if self.high_open else number <= self.high)
