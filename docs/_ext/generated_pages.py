@@ -40,6 +40,7 @@ BENCHMARKS = {
     "serving": "Wrong serving of published networks",
     "audit": "Audits of scripts with a planted fault",
     "healthy": "Audits of healthy networks",
+    "situations": "Files and folders as people have them",
     "copies": "The search for copies",
     "watch": "The cost of the watch",
     "gate": "Error rates of the gate",
