@@ -201,14 +201,15 @@ def originals(run, tmp_path_factory):
     return contents, baseline.pack_baseline(run)
 
 
-def test_the_originals_can_be_read(originals, tmp_path):
+def test_the_originals_can_be_read(run, originals, tmp_path):
     contents, accepted = originals
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "accepted.json").write_bytes(accepted)
-    run = files.read_run(tmp_path)
-    show_run(run, page=True)
-    compare_runs(baseline.read_baseline(tmp_path / "accepted.json"), run)
+    read = files.read_run(tmp_path)
+    assert read.findings == run.findings
+    show_run(read, page=True)
+    compare_runs(baseline.read_baseline(tmp_path / "accepted.json"), read)
 
 
 @pytest.mark.parametrize("kind", ["folder", "accepted"])

@@ -19,7 +19,6 @@ from xferbench.cli.exit_status import discard_output, exit_status, interrupt_on_
 from xferbench.core.errors import suggest
 from xferbench.core.guarded_output import guard_output
 from xferbench.core.version import __version__
-from xferbench.report.format import printable_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +46,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if arguments.debug:
             traceback.print_exc()
         code, message = exit_status(error, arguments.command_line)
-        print(f"xferbench: {printable_block(message)}", file=sys.stderr)
+        print(f"xferbench: {message}", file=sys.stderr)
         if isinstance(error, OSError):  # Python would write the rest of the output again at exit, and change the code
             discard_output()
     return code

@@ -12,7 +12,6 @@ from xferbench.analysis import exit_code
 from xferbench.cli import options
 from xferbench.cli.exit_status import exit_status
 from xferbench.core.errors import UserError
-from xferbench.report.format import printable_block
 
 if TYPE_CHECKING:
     import argparse
@@ -52,7 +51,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             if arguments.debug:
                 traceback.print_exc()
             code, message = exit_status(problem)
-            print(f"xferbench: {printable_block(message)}", file=sys.stderr)
+            print(f"xferbench: {message}", file=sys.stderr)
     return code
 
 

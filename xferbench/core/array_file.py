@@ -6,7 +6,7 @@ import tokenize
 import zipfile
 import zlib
 from math import prod
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,15 +38,22 @@ def read_arrays(file: IO[bytes]) -> Mapping[str, np.ndarray]:
         return {member.filename.removesuffix(SUFFIX): _read_array(archive, member) for member in members}
 
 
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape of a stored array, whether it is stored column by column, and its type; the values follow.
+
+    Raises:
+        ValueError: if the stream does not begin with an array, or with one of another format.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in {(1, 0), (2, 0)}:
+        raise ValueError(f"an array of format {version}")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)
+
+
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise ValueError(f"{member.filename}: an array of format {version}")
+        shape, _, dtype = read_header(stream)
         size = prod(shape) * dtype.itemsize
         if dtype.kind not in PLAIN_KINDS or len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
             raise ValueError(f"{member.filename}: an array of {dtype} {shape}")

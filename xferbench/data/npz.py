@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
+from xferbench.core.array_file import read_header
 from xferbench.core.errors import UserError
 from xferbench.data.raw import DatasetParts, RawSplit, shuffle
 
@@ -77,7 +78,7 @@ def stream_train_images(path: Path) -> tuple[Iterator[np.ndarray], np.ndarray]:
                 found, expected = ", ".join(sorted(names)[:6]) or "none", "train_images, or images"
                 raise UserError(f"{path}: arrays are missing", found=found, expected=expected)
             with archive.open(f"{prefix}images.npy") as member:
-                shape, _, dtype = _read_header(member)
+                shape, _, dtype = read_header(member)
             labels = np.empty(0, np.int64)
             if f"{prefix}labels" in names:
                 with archive.open(f"{prefix}labels.npy") as member:
@@ -96,17 +97,11 @@ def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3})
 
 
-def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(member)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read_header(member)
-
-
 def _stream_rows(path: Path, name: str) -> Iterator[np.ndarray]:
     """Yield the rows of an array in an npz file."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as member:
-            shape, is_column_major, dtype = _read_header(member)
+            shape, is_column_major, dtype = read_header(member)
             if is_column_major:  # a row of such an array is scattered over the whole file
                 message, found = f"{path}: {name} cannot be streamed", "stored column by column"
                 raise UserError(message, found=found, expected="row by row", do="save np.ascontiguousarray(array)")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from xferbench.core.errors import UserError
+from xferbench.core.printable import one_line
 from xferbench.data.weights_folder import KERAS_ADVICE, STATE_DICT_ADVICE, WEIGHTS_EXPECTED, describe_adapter, describe_task
 from xferbench.lab.models.pickle_globals import is_pickle
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEAD_BYTES = 2**16
+MAX_SHOWN = 60  # characters of a name or a line in a message
 MIN_BYTES = 16  # every format of weights is longer
 MAX_INFLATION = 10  # by which an archive grows when it is unpacked; torch.save compresses nothing
 FREE_BYTES = 2**26  # a small archive may grow more
@@ -269,7 +271,7 @@ def _describe_text(path: Path, head: bytes) -> tuple[str, str] | None:
     if text.lstrip().startswith(("{", "[")):
         return _describe_json(path, text)
     line = next((line for line in text.splitlines() if line.strip()), "").strip()
-    return f"a text that begins {_printable(line)!r}", "give the file of weights"
+    return f"a text that begins {one_line(line)[:MAX_SHOWN]!r}", "give the file of weights"
 
 
 def _describe_json(path: Path, text: str) -> tuple[str, str]:
@@ -290,9 +292,5 @@ def _describe_json(path: Path, text: str) -> tuple[str, str]:
 
 
 def _listed(names: list[str]) -> str:
-    shown = [_printable(name) for name in names if not name.endswith("/")][:3]
+    shown = [one_line(name)[:MAX_SHOWN] for name in names if not name.endswith("/")][:3]
     return f" with {', '.join(shown)}{' …' if len(names) > len(shown) else ''}" if shown else ""
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:60]

@@ -7,6 +7,8 @@ from collections import Counter
 from math import isqrt
 from typing import TYPE_CHECKING
 
+from xferbench.core.printable import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -108,12 +110,11 @@ def timm_patterns(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 def format_names(names: list[str]) -> str:
     """Format the first names on one line, each shortened, and the number of names if there are more."""
     more = f" … ({len(names)} in all)" if len(names) > MAX_LISTED_NAMES else ""
-    return ", ".join(_printable(name) for name in names[:MAX_LISTED_NAMES]) + more
+    return ", ".join(_shorten(name) for name in names[:MAX_LISTED_NAMES]) + more
 
 
-def _printable(name: str) -> str:
-    shortened = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
-    return "".join(letter if letter.isprintable() else " " for letter in shortened)
+def _shorten(name: str) -> str:
+    return one_line(name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…")
 
 
 def matching_prefixes(
