@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.core import interventions, strategies
 from xferbench.core.contrasts import harm, info, invariant
-from xferbench.core.pipeline import (
-    Arm,
-    InputTransform,
-    Phase,
-    Pipeline,
-    Preprocessing,
-    Recipe,
-    Selection,
-    Spectrogram,
-    replace_data,
-    replace_serving,
-)
+from xferbench.core.pipeline import Arm, Phase, Pipeline, Recipe, Selection, replace_data, replace_serving
 from xferbench.core.plugin import HARM, Contrast, Plugin, Profile
 from xferbench.core.record import Record
 from xferbench.core.requirements import (
@@ -34,6 +23,7 @@ from xferbench.core.requirements import (
 )
 from xferbench.core.run import Run
 from xferbench.core.strategies import full_finetune_phase, map_phases, replace_phases
+from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
 from xferbench.report import plotting, records
 
 if TYPE_CHECKING:

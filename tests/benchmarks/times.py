@@ -18,7 +18,8 @@ from time import perf_counter
 import report
 
 from xferbench.config import loader
-from xferbench.core.pipeline import Backbone, Pipeline, PipelineData, Preprocessing, Serving
+from xferbench.core.pipeline import Backbone, Pipeline, PipelineData, Serving
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import ComputeContext
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs, synthetic

@@ -12,8 +12,8 @@ from xferbench.cli import audit_suite, main
 from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import TRAIN_MODE
-from xferbench.core.pipeline import Preprocessing
 from xferbench.core.sections import flat_values
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import inputs
 from xferbench.lab.models import checkpoint_reader, checkpoints, small_resnets
 from xferbench.runner import profile, store

@@ -23,10 +23,11 @@ from xferbench.core.interventions import (
     Trainable,
     TransferLowest,
 )
-from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
+from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
 from xferbench.core.sections import flat_values
 from xferbench.core.strategies import STRATEGIES, resolve_epochs
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Rules, ServingSection, Suite
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.study import selection
 
 TOP = {"schema": "1", "name": '"ants-bees"', "plugins": '["all"]'}

@@ -11,7 +11,8 @@ from test_loader import TABLES, TOP, load, suite_text
 from xferbench.config import loader
 from xferbench.config.fields import PHASE, RECIPE, SCRATCH
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid
+from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
+from xferbench.core.transforms import Preprocessing
 
 
 def load_error(tmp_path, changes):

@@ -35,9 +35,10 @@ from xferbench.core.interventions import (
     Regularizer,
     Trainable,
 )
-from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Spectrogram, UserCode
+from xferbench.core.pipeline import Phase, Recipe, UserCode
 from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import STRATEGIES, lora
+from xferbench.core.transforms import Preprocessing, Spectrogram
 
 NUMBERS = st.floats(1e-6, 10, exclude_min=True).map(lambda value: float(f"{value:.6g}"))
 

@@ -34,16 +34,15 @@ from xferbench.core.pipeline import (
     Phase,
     Pipeline,
     PipelineData,
-    Preprocessing,
     Recipe,
     ScratchGrid,
     Serving,
-    Spectrogram,
     UserCode,
     WeightsFile,
 )
 from xferbench.core.strategies import STRATEGIES
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Matrix, Rules, Suite
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.core.trial import (
     ComputeContext,
     EvaluationSpec,

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from xferbench.core.canonical import canonical, digest
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, Head, RestoreBatchNorm
-from xferbench.core.pipeline import Data, Phase, Preprocessing, Recipe, ScratchGrid, WeightsFile
+from xferbench.core.pipeline import Data, Phase, Recipe, ScratchGrid, WeightsFile
 from xferbench.core.sections import replace_flat
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import (
     ComputeContext,
     EvaluationSpec,

@@ -22,19 +22,9 @@ from xferbench.core.interventions import (
     Regularizer,
     Trainable,
 )
-from xferbench.core.pipeline import (
-    Backbone,
-    Data,
-    Phase,
-    Pipeline,
-    PipelineData,
-    Preprocessing,
-    Recipe,
-    ScratchGrid,
-    Serving,
-    WeightsFile,
-)
+from xferbench.core.pipeline import Backbone, Data, Phase, Pipeline, PipelineData, Recipe, ScratchGrid, Serving, WeightsFile
 from xferbench.core.strategies import HEAD_LR, STRATEGIES, default_selection, scratch_baseline
+from xferbench.core.transforms import Preprocessing
 from xferbench.study import trials
 
 PIPELINE = Pipeline(

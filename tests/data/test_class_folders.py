@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import class_folders, inputs, sources
 
 

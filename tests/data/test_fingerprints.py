@@ -233,7 +233,7 @@ def test_fingerprints_of_the_first_test_images_are_a_prefix(tmp_path):
 
 def test_fingerprints_have_the_order_of_the_loaded_dataset(tmp_path):
     pytest.importorskip("torch")
-    from xferbench.core.pipeline import Preprocessing
+    from xferbench.core.transforms import Preprocessing
     from xferbench.lab.data import datasets
 
     for split in ("train", "val"):

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
 from xferbench.core.sections import replace_flat
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import inputs, listing, sources, synthetic
 
 SUITE = Suite(

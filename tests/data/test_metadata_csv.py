@@ -10,8 +10,8 @@ from PIL import Image
 
 from xferbench.cli import main
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import inputs, metadata_csv, sources
 
 

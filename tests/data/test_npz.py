@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing, Spectrogram
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.data import inputs, sources
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from xferbench.config.loader import parse_suite
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import inputs, sources, torchvision_folder
 
 

@@ -262,7 +262,7 @@ def test_thousands_of_bad_files_are_one_note(tmp_path):
     for number in range(3000):
         (folder / f"bad{number}.png").touch()
     datasets = pytest.importorskip("xferbench.lab.data.datasets")
-    from xferbench.core.pipeline import Preprocessing
+    from xferbench.core.transforms import Preprocessing
     from xferbench.data import inputs
 
     data = datasets.load_dataset(inputs.digest_data(f"folder:{tmp_path}"), Preprocessing(), None, tmp_path / "cache")

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, Augmentation, Trainable
-from xferbench.core.pipeline import Phase, Spectrogram
+from xferbench.core.pipeline import Phase
 from xferbench.core.sections import replace_flat
+from xferbench.core.transforms import Spectrogram
 from xferbench.lab.data import augmentation
 from xferbench.lab.models import graph_split
 from xferbench.lab.training import feature_cache

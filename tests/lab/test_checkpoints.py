@@ -11,7 +11,7 @@ pytest.importorskip("torchvision")
 from test_checkpoint_reader import STATE, is_equal, save_state
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, graph_split, state_dict_names
 
 

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, PRETRAINED, RANDOM, Trainable
-from xferbench.core.pipeline import Phase, Preprocessing
+from xferbench.core.pipeline import Phase
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.evaluation import cost
 from xferbench.lab.models import backbones, bottleneck_adapters
 

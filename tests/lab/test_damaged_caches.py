@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from test_datasets import make_npz
 from test_feature_cache import compute
 
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import fingerprints, leaks
 from xferbench.lab.data import datasets
 

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from PIL import Image
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import inputs, sources, synthetic
 from xferbench.lab.data import datasets
 

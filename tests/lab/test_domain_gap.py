@@ -15,8 +15,9 @@ from test_measures import make_measure_context
 
 from xferbench.config import loader
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, RANDOM
-from xferbench.core.pipeline import AuxiliaryDataset, Phase, Preprocessing
+from xferbench.core.pipeline import AuxiliaryDataset, Phase
 from xferbench.core.record import Record
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.evaluation import domain_gap as lab_domain_gap
 from xferbench.plugins import domain_gap
 from xferbench.runner import build_run, execute

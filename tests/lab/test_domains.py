@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 from test_datasets import make_folder, make_npz
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import MAX_HELD_OUT_EXAMPLES, AuxiliaryDataset, Preprocessing
+from xferbench.core.pipeline import MAX_HELD_OUT_EXAMPLES, AuxiliaryDataset
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import inputs
 from xferbench.lab.data import datasets, domains
 

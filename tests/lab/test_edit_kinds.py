@@ -16,7 +16,8 @@ from test_torchvision_folder import make_mnist
 from xferbench.config import loader
 from xferbench.core import files
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, RANDOM_HEAD
-from xferbench.core.pipeline import Phase, Spectrogram, WeightsFile
+from xferbench.core.pipeline import Phase, WeightsFile
+from xferbench.core.transforms import Spectrogram
 from xferbench.core.trial import (
     ComputeContext,
     EvaluationSpec,

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.func import functional_call
 
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.data import preprocessing
 from xferbench.lab.training import feature_cache
 

@@ -9,8 +9,9 @@ import torch
 from xferbench.core.errors import UserError
 from xferbench.core.files import sha256
 from xferbench.core.interventions import OWN_HEAD, PRETRAINED, RANDOM_HEAD, Edit
-from xferbench.core.pipeline import Checkpoint, Data, Preprocessing, WeightsFile
+from xferbench.core.pipeline import Checkpoint, Data, WeightsFile
 from xferbench.core.sections import replace_flat
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import (
     ComputeContext,
     EvaluationSpec,

@@ -17,8 +17,8 @@ from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.finished_head import FinishedHead
 from xferbench.core.interventions import as_dict
-from xferbench.core.pipeline import Preprocessing
 from xferbench.core.plugin import DataProfile, ModelProfile, Profile, UserCodeProfile
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.models import arch_detection, backbones, finished, finished_heads, head_layers, heads
 from xferbench.lab.training.network import Architecture
 from xferbench.runner import store

@@ -34,8 +34,9 @@ from xferbench.core.interventions import (
     Regularizer,
     Trainable,
 )
-from xferbench.core.pipeline import Phase, Preprocessing, WeightsFile
+from xferbench.core.pipeline import Phase, WeightsFile
 from xferbench.core.sections import from_flat, replace_flat
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F
 
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.data import preprocessing
 from xferbench.lab.evaluation import penultimate_features
 from xferbench.lab.models import backbones

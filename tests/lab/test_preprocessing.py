@@ -14,7 +14,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from xferbench.core.canonical import canonical
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing, Spectrogram
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_tensor
 
 IMAGENET = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

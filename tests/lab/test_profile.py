@@ -13,8 +13,9 @@ from torch import nn
 
 from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Checkpoint, Preprocessing, WeightsFile
+from xferbench.core.pipeline import Checkpoint, WeightsFile
 from xferbench.core.plugin import ProfileRequest
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import inputs
 from xferbench.lab.models import backbones, checkpoints
 from xferbench.lab.worker import profile

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from xferbench.core.interventions import RANDOM, BatchNormEpsilon, FitClassBias, RecalibrateBatchNorm, RestoreBatchNorm
-from xferbench.core.pipeline import Checkpoint, Pipeline, Preprocessing, Recipe, Selection, Spectrogram, WeightsFile
+from xferbench.core.pipeline import Checkpoint, Pipeline, Recipe, Selection, WeightsFile
 from xferbench.core.run import finding_from_json, finding_to_json
 from xferbench.core.sections import replace_flat
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.plugins import (
     batchnorm_drift,
     class_order,

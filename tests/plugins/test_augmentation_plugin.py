@@ -9,7 +9,8 @@ from test_datasets import make_npz
 
 from xferbench.config import loader
 from xferbench.core.interventions import RANDOM, Crop, Flip, FlipAndCrop
-from xferbench.core.pipeline import Phase, Recipe, Spectrogram, replace_data
+from xferbench.core.pipeline import Phase, Recipe, replace_data
+from xferbench.core.transforms import Spectrogram
 from xferbench.plugins import augmentation
 from xferbench.runner import build_run, execute
 from xferbench.testing import fake_lab

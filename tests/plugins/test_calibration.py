@@ -14,7 +14,7 @@ from xferbench.analysis import intervals, metrics, reliability
 from xferbench.cli import main
 from xferbench.config import render
 from xferbench.core.interventions import FitTemperature
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.plugins import calibration
 from xferbench.testing import fake_lab
 from xferbench.testing.fake_lab import PIPELINE, PROFILE

@@ -10,12 +10,13 @@ from PIL import Image
 from xferbench.analysis import estimates, exit_code
 from xferbench.cli import main
 from xferbench.core.interventions import AlteredTestImages, CopiedTestImages
-from xferbench.core.pipeline import Data, Preprocessing
+from xferbench.core.pipeline import Data
 from xferbench.core.plugin import Contrast
 from xferbench.core.reason import Code, because
 from xferbench.core.record import Record
 from xferbench.core.run import Duplicate
 from xferbench.core.suite import COPY_KINDS
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import altered_copies, leaks, synthetic
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation import leakage

@@ -16,8 +16,8 @@ from torch import nn
 
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import EVAL_MODE
-from xferbench.core.pipeline import Preprocessing
 from xferbench.core.record import Record
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.data import preprocessing
 from xferbench.lab.evaluation import context
 from xferbench.lab.models import backbones, batchnorm, finished

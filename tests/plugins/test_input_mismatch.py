@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 from xferbench.config import loader
 from xferbench.core.interventions import RANDOM
-from xferbench.core.pipeline import Preprocessing, Recipe, Selection, Spectrogram
+from xferbench.core.pipeline import Recipe, Selection
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.plugins import input_mismatch
 from xferbench.runner import build_run, execute
 from xferbench.testing import fake_lab

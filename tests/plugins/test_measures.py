@@ -14,7 +14,8 @@ from test_loop import make_spec, make_trial, make_workspace
 from torch import nn
 
 from xferbench.core.interventions import EVAL_MODE, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, TRAIN_MODE, ZERO_HEAD, TrainModeByClass
-from xferbench.core.pipeline import Data, Phase, Preprocessing
+from xferbench.core.pipeline import Data, Phase
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import InitialNetwork, TrainingData, TrainingProcedure, TrainingSpec
 from xferbench.lab.data import datasets, preprocessing
 from xferbench.lab.evaluation import context, evaluate

@@ -27,7 +27,7 @@ from xferbench.core.interventions import (
     Head,
     InterpolatePhase,
 )
-from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection
+from xferbench.core.pipeline import Phase, Recipe, Selection
 from xferbench.core.sections import flat_values
 from xferbench.core.strategies import (
     STRATEGIES,
@@ -37,6 +37,7 @@ from xferbench.core.strategies import (
     lp_ft,
     scratch_baseline,
 )
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.evaluation.context import MeasureContext
 from xferbench.plugins import (
     batchnorm_drift,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xferbench.core.canonical import digest
-from xferbench.core.pipeline import Preprocessing, Spectrogram, replace_data, replace_serving
+from xferbench.core.pipeline import replace_data, replace_serving
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.plugins import input_mismatch, preprocessing_mismatch
 from xferbench.testing import fake_lab
 

@@ -15,8 +15,9 @@ from test_loop import PREPROCESSING, make_spec, make_trial, make_workspace
 from xferbench.config import loader
 from xferbench.core.canonical import canonical
 from xferbench.core.interventions import PRETRAINED, RANDOM, CleanSource, CuedSource, Regularizer
-from xferbench.core.pipeline import Phase, Recipe, Spectrogram
+from xferbench.core.pipeline import Phase, Recipe
 from xferbench.core.sections import replace_flat
+from xferbench.core.transforms import Spectrogram
 from xferbench.core.trial import EvaluationSpec, TrainingSpec
 from xferbench.lab.data import datasets, shortcut_cue
 from xferbench.lab.worker import run_trials

@@ -13,8 +13,9 @@ from xferbench.analysis import exit_code
 from xferbench.cli import main
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing, Recipe
+from xferbench.core.pipeline import Recipe
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
+from xferbench.core.transforms import Preprocessing
 from xferbench.runner import preregistration
 from xferbench.runner.preregistration import FileDigest, InputDigest
 

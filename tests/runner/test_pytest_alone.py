@@ -12,7 +12,8 @@ from PIL import Image
 from xferbench.analysis import exit_code
 from xferbench.cli import main
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Data, Preprocessing
+from xferbench.core.pipeline import Data
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import sources, synthetic
 from xferbench.lab.data import datasets
 from xferbench.lab.models import small_resnets

@@ -14,7 +14,8 @@ from test_datasets import make_folder, make_npz
 from xferbench.config import render
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import PRETRAINED, ShuffledSource
-from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Data, Pipeline, PipelineData, Preprocessing, Recipe, Serving
+from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Data, Pipeline, PipelineData, Recipe, Serving
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import EvaluationSpec
 from xferbench.data import inputs
 from xferbench.lab.data import datasets, preprocessing, sample_images

@@ -14,9 +14,9 @@ import pytest
 from factory import make_record
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing, Spectrogram
 from xferbench.core.plugin import DataProfile, ModelProfile, Profile, Timing
 from xferbench.core.record import Predictions, Record
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.runner import store
 
 PROFILE = Profile(

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from xferbench.core.canonical import digest
-from xferbench.core.pipeline import Preprocessing, Spectrogram
 from xferbench.core.plugin import DataProfile
+from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.runner.profile import turn_upright
 
 DATA = DataProfile(classes=("a", "b"), train=4, validation=4, test=9, test_groups=None)

@@ -8,9 +8,10 @@ import pytest
 from test_schedule import ACCURACIES, DRIFT, PIPELINE, PROFILE, SUITE, compute_findings, make_lab, make_study
 
 from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, RANDOM, ZERO_HEAD, GhostBatchNorm
-from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection, UserCode
+from xferbench.core.pipeline import Phase, Recipe, Selection, UserCode
 from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import from_scratch, full, linear_probe, lp_ft, scratch_baseline
+from xferbench.core.transforms import Preprocessing
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.report.messages import write_sentence
 from xferbench.study import feasibility, forecast, trials

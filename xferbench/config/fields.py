@@ -28,16 +28,10 @@ from xferbench.core.interventions import (
     Trainable,
     TrainMode,
 )
-from xferbench.core.pipeline import (
-    InputTransform,
-    Phase,
-    Preprocessing,
-    Recipe,
-    ScratchGrid,
-    Spectrogram,
-)
+from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
 from xferbench.core.strategies import STRATEGIES
 from xferbench.core.suite import COPY_KINDS
+from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
 
 NAME = r"[a-z0-9][a-z0-9._-]*"
 SUITE_SCHEMA = 1

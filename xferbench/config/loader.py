@@ -18,10 +18,11 @@ from xferbench.config.render import RECIPE_KEYS
 from xferbench.core import files
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.interventions import RANDOM, TRANSFER_ALL, InterpolatePhase, SourcePretraining
-from xferbench.core.pipeline import Phase, Recipe, Spectrogram
+from xferbench.core.pipeline import Phase, Recipe
 from xferbench.core.sections import from_flat
 from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, check_warmup, is_mlp_head
 from xferbench.core.suite import Suite, replace_invocation
+from xferbench.core.transforms import Spectrogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

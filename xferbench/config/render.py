@@ -7,12 +7,14 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.interventions import EVAL_MODE, PRETRAINED, Augmentation, Intervention
-from xferbench.core.pipeline import Phase, Recipe, Spectrogram
+from xferbench.core.pipeline import Phase, Recipe
+from xferbench.core.transforms import Spectrogram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.core.pipeline import InputTransform, Pipeline, UserCode
+    from xferbench.core.pipeline import Pipeline, UserCode
+    from xferbench.core.transforms import InputTransform
 
 RECIPE_KEYS = ("init", "transferred", "head", "augment", "regularizer", "finish", "stop")  # keys of a recipe as a whole
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from xferbench.config.interventions import parse
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import Augmentation, DataIntervention, ServingMode
-from xferbench.core.pipeline import INTERVENTION_GROUPS, Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
+from xferbench.core.pipeline import INTERVENTION_GROUPS, Phase, Recipe, ScratchGrid
 from xferbench.core.sections import from_flat
 from xferbench.core.suite import LOCATION_KEYS, Suite
+from xferbench.core.transforms import Preprocessing, Spectrogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.transforms import InputTransform
 
 TRANSFORM_KEYS = ("preprocessing", "train_preprocessing", "serve_preprocessing")
 RECIPE_KEYS = ("recipe", "believed")

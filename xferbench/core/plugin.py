@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from xferbench.core.finished_head import FinishedHead
-    from xferbench.core.pipeline import Arm, Checkpoint, Data, InputTransform, Pipeline, UserCode, WeightsFile
+    from xferbench.core.pipeline import Arm, Checkpoint, Data, Pipeline, UserCode, WeightsFile
     from xferbench.core.reason import Reason
     from xferbench.core.record import Record
     from xferbench.core.run import Run
     from xferbench.core.suite import Rules, Suite
+    from xferbench.core.transforms import InputTransform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

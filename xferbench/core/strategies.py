@@ -30,7 +30,8 @@ from xferbench.core.interventions import (
     TopGroups,
     Trainable,
 )
-from xferbench.core.pipeline import Phase, Pipeline, Preprocessing, Recipe, ScratchGrid, Selection
+from xferbench.core.pipeline import Phase, Pipeline, Recipe, ScratchGrid, Selection
+from xferbench.core.transforms import Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

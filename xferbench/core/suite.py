@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xferbench.core.interventions import EVAL_MODE, ServingMode
-from xferbench.core.pipeline import DEFAULT_SCRATCH_GRID, InputTransform, Recipe, ScratchGrid
+from xferbench.core.pipeline import DEFAULT_SCRATCH_GRID, Recipe, ScratchGrid
 from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from xferbench.core.interventions import DataIntervention
+    from xferbench.core.transforms import InputTransform
 
 
 COPY_KINDS = ("flipped", "recompressed", "resized", "recolored", "cropped")  # altered copies of a test image

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xferbench.core.canonical import MEASURE_ALIASES, digest, location_field
 from xferbench.core.interventions import EVAL_MODE, TRANSFER_ALL, Edit, ServingMode, require_group
-from xferbench.core.pipeline import (
-    AuxiliaryDataset,
-    Data,
-    InputTransform,
-    Phase,
-    Recipe,
-    UserCode,
-    WeightsFile,
-    require_interventions,
-)
+from xferbench.core.pipeline import AuxiliaryDataset, Data, Phase, Recipe, UserCode, WeightsFile, require_interventions
 from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
@@ -30,6 +21,7 @@ if TYPE_CHECKING:
         LayerTransfer,
         Regularizer,
     )
+    from xferbench.core.transforms import InputTransform
 
 # Spelling of a serving mode → its older name, which the keys of records contain.
 MODE_ALIASES = {"train": "training", "train:class": "training:class"}

@@ -8,9 +8,10 @@ from xferbench.analysis import estimates, failed_runs, multiplicity
 from xferbench.config import render
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import OWN_HEAD, SourcePretraining, as_dict
-from xferbench.core.pipeline import Preprocessing, ScratchGrid
+from xferbench.core.pipeline import ScratchGrid
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.run import Provenance, Run
+from xferbench.core.transforms import Preprocessing
 from xferbench.report import messages
 from xferbench.runner import preregistration
 from xferbench.runner.environment import describe_environment

@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import (
-    AuxiliaryDataset,
-    Backbone,
-    InputTransform,
-    Pipeline,
-    PipelineData,
-    Preprocessing,
-    Recipe,
-    Serving,
-)
+from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Pipeline, PipelineData, Recipe, Serving
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_epochs
+from xferbench.core.transforms import InputTransform, Preprocessing
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs, sources
 from xferbench.report.messages import write_sentence

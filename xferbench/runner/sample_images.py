@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from xferbench.core.pipeline import Data, InputTransform
+    from xferbench.core.pipeline import Data
+    from xferbench.core.transforms import InputTransform
     from xferbench.study.schedule import Schedule
     from xferbench.study.study import Study
 

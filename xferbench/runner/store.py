@@ -19,10 +19,10 @@ from xferbench.core.cached_files import sweep_leftovers
 from xferbench.core.errors import UserError
 from xferbench.core.finished_head import FinishedHead, HeadLayer
 from xferbench.core.interventions import as_dict
-from xferbench.core.pipeline import InputTransform, Preprocessing, Spectrogram
 from xferbench.core.plugin import Profile
 from xferbench.core.record import Predictions, Record, json_values
 from xferbench.core.sections import from_flat
+from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,7 +8,8 @@ from xferbench.config.render import describe_pipeline, describe_recipe
 from xferbench.study.selection import ResolvedArm, peak_lr
 
 if TYPE_CHECKING:
-    from xferbench.core.pipeline import InputTransform, Pipeline
+    from xferbench.core.pipeline import Pipeline
+    from xferbench.core.transforms import InputTransform
     from xferbench.study.selection import CandidateScore
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xferbench.analysis.estimates import swap_arm
-from xferbench.core.pipeline import InputTransform, Preprocessing
+from xferbench.core.transforms import InputTransform, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

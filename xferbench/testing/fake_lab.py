@@ -31,7 +31,6 @@ from xferbench.core.pipeline import (
     Phase,
     Pipeline,
     PipelineData,
-    Preprocessing,
     Recipe,
     Serving,
     WeightsFile,
@@ -52,6 +51,7 @@ from xferbench.core.strategies import (
     lp_ft,
 )
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Rules, Suite
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import ComputeContext, TrainingSpec, Trial
 from xferbench.study import schedule, study
 from xferbench.study.affordable import afford

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import Crop, Flip, FlipAndCrop
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.training import seeds
 from xferbench.lab.training.implementations import load_implementation
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from xferbench.core.pipeline import Data, InputTransform
+    from xferbench.core.pipeline import Data
+    from xferbench.core.transforms import InputTransform
     from xferbench.data.raw import RawSplit
 
 VERSION = 5

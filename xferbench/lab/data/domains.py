@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from xferbench.core.pipeline import AuxiliaryDataset, Data, InputTransform
+    from xferbench.core.pipeline import AuxiliaryDataset, Data
+    from xferbench.core.transforms import InputTransform
     from xferbench.lab.data.datasets import Dataset, Split
 
 MAX_MEMORY_EXAMPLES = 1000  # maximum number of images for a regularizer or a refitted head

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xferbench.core.errors import UserError, suggest
-from xferbench.core.pipeline import InputTransform, Preprocessing, Spectrogram
+from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
 from xferbench.data import images
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from xferbench.core.pipeline import Data, InputTransform
+    from xferbench.core.pipeline import Data
+    from xferbench.core.transforms import InputTransform
 
 VERSION = 1  # raise it when the same request gives another result
 MAX_SIDE = 96  # pixels of the longer side

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from xferbench.core.interventions import ServingMode
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.transforms import InputTransform
     from xferbench.core.trial import EvaluationSpec, TrainingSpec
     from xferbench.lab.data.datasets import Dataset
     from xferbench.lab.training.network import Architecture, Tensors, TrainedModel

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from xferbench.core.pipeline import Data, InputTransform
+    from xferbench.core.pipeline import Data
+    from xferbench.core.transforms import InputTransform
     from xferbench.lab.evaluation.context import MeasureContext
 
 MAX_IMAGES = 500  # images of each dataset at most

@@ -46,7 +46,7 @@ from xferbench.lab.training import feature_cache, loop, seeds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.transforms import InputTransform
     from xferbench.core.trial import EvaluationSpec
     from xferbench.lab.data.datasets import Split
     from xferbench.lab.training.network import Architecture, Tensors

@@ -15,7 +15,7 @@ from xferbench.lab.training import feature_cache
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.transforms import InputTransform
     from xferbench.lab.evaluation.context import MeasureContext
     from xferbench.lab.training.network import Architecture
 

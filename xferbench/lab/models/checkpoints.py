@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.models import backbones, head_layers, heads, network_tasks
 from xferbench.lab.models.batchnorm import BATCH_COUNTER
 from xferbench.lab.models.checkpoint_reader import is_safetensors, open_safetensors

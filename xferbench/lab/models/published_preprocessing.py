@@ -9,7 +9,7 @@ import re
 from math import floor
 from typing import Any
 
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.lab.models import backbones
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import Preprocessing
+from xferbench.core.transforms import Preprocessing
 from xferbench.data import weights_folder
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.transforms import InputTransform
 
 INFERENCE_BATCH = 64
 MAX_CACHED_BYTES = 512 * 2**20  # bytes: larger activations of one set of images are not written to disk

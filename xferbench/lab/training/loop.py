@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from xferbench.core.pipeline import InputTransform, Phase
+    from xferbench.core.pipeline import Phase
+    from xferbench.core.transforms import InputTransform
     from xferbench.core.trial import TrainingSpec
     from xferbench.lab.data.datasets import Dataset
     from xferbench.lab.models.backbones import LayerLayout

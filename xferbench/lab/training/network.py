@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.transforms import InputTransform
     from xferbench.lab.data.datasets import Split
     from xferbench.lab.models.backbones import LayerLayout
 

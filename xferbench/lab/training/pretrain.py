@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from xferbench.core.interventions import RANDOM, RANDOM_HEAD
-from xferbench.core.pipeline import Phase, Preprocessing
+from xferbench.core.pipeline import Phase
+from xferbench.core.transforms import Preprocessing
 from xferbench.core.trial import (
     ComputeContext,
     EvaluationSpec,

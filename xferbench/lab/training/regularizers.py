@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xferbench.core.interventions import Regularizer
-    from xferbench.core.pipeline import InputTransform, Phase
+    from xferbench.core.pipeline import Phase
+    from xferbench.core.transforms import InputTransform
     from xferbench.core.trial import TrainingSpec
     from xferbench.lab.data.datasets import Split
     from xferbench.lab.training.network import Architecture

@@ -34,7 +34,8 @@ from xferbench.lab.training.examples import training_subset
 from xferbench.lab.training.network import TrainedModel
 
 if TYPE_CHECKING:
-    from xferbench.core.pipeline import InputTransform, UserCode
+    from xferbench.core.pipeline import UserCode
+    from xferbench.core.transforms import InputTransform
     from xferbench.core.trial import TrainingSpec
     from xferbench.lab.data.datasets import Dataset
     from xferbench.lab.training.examples import TrainingSubset

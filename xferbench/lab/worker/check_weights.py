@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import InputTransform, Preprocessing
+from xferbench.core.transforms import InputTransform, Preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, published_preprocessing
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import InputTransform, Preprocessing
 from xferbench.core.plugin import DataProfile, ModelProfile, Profile, ProfileRequest, Timing, UserCodeProfile
+from xferbench.core.transforms import InputTransform, Preprocessing
 from xferbench.data import user_code
 from xferbench.lab.data import datasets, domains
 from xferbench.lab.data.preprocessing import to_tensor
