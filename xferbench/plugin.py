@@ -23,7 +23,7 @@ from xferbench.core.requirements import (
 )
 from xferbench.core.run import Run
 from xferbench.core.strategies import full_finetune_phase, map_phases, replace_phases
-from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
+from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram, Tokens
 from xferbench.report import plotting, records
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ __all__ = [
     "Run",
     "Selection",
     "Spectrogram",
+    "Tokens",
     "always_applies",
     "full_finetune_phase",
     "harm",

@@ -57,8 +57,8 @@ FOLDERS = {
     "no weights": ({"config.json": {"model_type": "vit"}}, "a folder with config.json and no weights", "download"),
     "text": (
         {"config.json": {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, "pytorch_model.bin": ""},
-        "BertForSequenceClassification, which classifies text",
-        "classifies images",
+        "BertForSequenceClassification, which classifies text, without its tokenizer",
+        "tokenizer.save_pretrained",
     ),
 }
 

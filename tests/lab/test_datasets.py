@@ -272,7 +272,7 @@ def test_example_digests_depend_on_pixels_and_label(tmp_path):
 @pytest.mark.parametrize("name", synthetic.NAMES)
 def test_synthetic_datasets_are_balanced_and_have_the_requested_size(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "SYNTHETIC_SPLIT_SIZES", {"train": 200, "test": 100})
-    monkeypatch.setattr(sources, "SOURCE_TRAIN_IMAGES", 400)
+    monkeypatch.setattr(sources, "SOURCE_TRAIN_EXAMPLES", 400)
     target = inputs.digest_data(f"synthetic:{name}")
     dataset = datasets.load_dataset(target, PREPROCESSING, None, tmp_path)
     assert dataset.classes == synthetic.CLASSES[name]

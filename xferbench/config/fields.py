@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from xferbench.core.interventions import (
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
 from xferbench.core.strategies import STRATEGIES
 from xferbench.core.suite import COPY_KINDS
-from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
+from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Spectrogram, Tokens
 
 NAME = r"[a-z0-9][a-z0-9._-]*"
 SUITE_SCHEMA = 1
@@ -88,7 +89,8 @@ def _build_preprocessing(kind: str = "image", **values: Any) -> Preprocessing:  
 
 
 ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
-TRANSFORM_KINDS = {"kind": validation.one_of("image", "spectrogram")}
+TRANSFORM_KINDS = {"kind": validation.one_of(*INPUT_KINDS.values())}
+SIDE = validation.one_of("right", "left")
 IMAGE = validation.table(
     {
         "resize": COUNT,
@@ -118,15 +120,32 @@ SPECTROGRAM = validation.table(
 )
 
 
+TOKENS = validation.table(
+    {
+        "lowercase": validation.FLAG,
+        "max_length": ABOVE_ONE,
+        "special": validation.one_of("single", "none", "twice"),
+        "truncation": SIDE,
+        "padding": SIDE,
+        "extra_padding": WHOLE,
+        "masked": validation.FLAG,
+        "shuffled": validation.FLAG,
+        **TRANSFORM_KINDS,
+    },
+    lambda kind, **rest: Tokens(**rest),  # noqa: ARG005 - the kind selects the table
+)
+TRANSFORMS = {"image": IMAGE, "spectrogram": SPECTROGRAM, "text": TOKENS}
+
+
 def _parse_preprocessing(value: Any) -> InputTransform:
-    """Return the preprocessing of images or, if the kind says so, of spectrograms."""
-    is_spectrogram = isinstance(value, Mapping) and value.get("kind") == "spectrogram"
-    transform: InputTransform = (SPECTROGRAM if is_spectrogram else IMAGE)(value)
+    """Return the preprocessing of the kind that a table states; without one, of images."""
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    transform: InputTransform = TRANSFORMS.get(str(kind), IMAGE)(value)
     return transform
 
 
 PREPROCESSING = validation.Validator(
-    _parse_preprocessing, validation.either_table(validation.rule_schema(IMAGE), validation.rule_schema(SPECTROGRAM))
+    _parse_preprocessing, functools.reduce(validation.either_table, map(validation.rule_schema, TRANSFORMS.values()))
 )
 SMOOTHING = validation.typed(
     validation.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
@@ -324,7 +343,7 @@ REQUIRED_TABLES = ("schema", "name", "plugins", "backbone", "target")
 
 def suite_rules(base: Path) -> Mapping[str, Rule]:
     """Return the rules for the keys of a suite file; relative paths are resolved in the folder ``base``."""
-    kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits"
+    kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, csv:FILE, jsonl:FILE, synthetic:NAME or digits"
     dataset = validation.typed(str, bool, kinds, lambda value: _resolve_dataset(value, base), minLength=1)
     file = validation.typed(str, bool, "a path", lambda value: _resolve_path(value, base), minLength=1)
     arch = validation.typed(str, bool, "a non-empty string", lambda value: _resolve_arch(value, base), minLength=1)
@@ -402,7 +421,7 @@ def _resolve_dataset(dataset: str, base: Path) -> str:
     if kind == "torchvision":
         name, colon, rest = rest.partition(":")
         kind = f"{kind}:{name}"
-    has_path = kind in {"folder", "npz"} or kind.startswith("torchvision:")
+    has_path = kind in {"folder", "npz", "csv", "jsonl"} or kind.startswith("torchvision:")
     return f"{kind}:{_resolve_path(rest, base)}" if colon and rest and has_path else dataset
 
 

@@ -22,7 +22,7 @@ from xferbench.core.pipeline import Phase, Recipe
 from xferbench.core.sections import from_flat
 from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, check_warmup, is_mlp_head
 from xferbench.core.suite import Suite, replace_invocation
-from xferbench.core.transforms import Spectrogram
+from xferbench.core.transforms import INPUT_KINDS, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -190,8 +190,10 @@ def _check_recipe(recipe: Recipe, suite: Suite) -> None:
     if isinstance(recipe.finish, InterpolatePhase) and suite.training:
         expected = "xferbench's own training loop: the start of the last phase of user code is unknown"
         raise UserError("recipe.finish", found=f"{recipe.finish} with user training code", expected=expected)
-    if recipe.augment and isinstance(suite.data.train_preprocessing or suite.backbone.preprocessing, Spectrogram):
-        raise UserError("recipe.augment", found=f"{recipe.augment} of spectrograms", expected="images", do="leave it out")
+    transform = suite.data.train_preprocessing or suite.backbone.preprocessing or Preprocessing()
+    if recipe.augment and not isinstance(transform, Preprocessing):
+        found = f"{recipe.augment} of {INPUT_KINDS[type(transform)]}s"
+        raise UserError("recipe.augment", found=found, expected="images", do="leave it out")
 
 
 def _check_input_kinds(suite: Suite) -> None:
@@ -201,11 +203,10 @@ def _check_input_kinds(suite: Suite) -> None:
         "recipe.train_preprocessing": suite.data.train_preprocessing,
         "recipe.serve_preprocessing": suite.serving.preprocessing,
     }
-    kinds = {key: type(value).__name__.lower() for key, value in preprocessings.items() if value is not None}
+    kinds = {key: INPUT_KINDS[type(value)] for key, value in preprocessings.items() if value is not None}
     different = next((key for key in kinds if kinds[key] != next(iter(kinds.values()))), None)
     if different:
         first, kind = next(iter(kinds.items()))
-        kind = "spectrogram" if kind == "spectrogram" else "image"
         raise UserError(f"{different}.kind", found="a kind other than that of " + first, expected=f'kind = "{kind}"')
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.core.interventions import EVAL_MODE, PRETRAINED, Augmentation, Intervention
 from xferbench.core.pipeline import Phase, Recipe
-from xferbench.core.transforms import Spectrogram
+from xferbench.core.transforms import INPUT_KINDS, Spectrogram, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,8 +72,9 @@ def _toml_value(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         items = {field.name: getattr(value, field.name) for field in fields(value)}
         changed = {name: item for name, item in items.items() if item != getattr(type(value)(), name)}
-        if isinstance(value, Spectrogram):
-            changed = {"kind": "spectrogram"} | changed
+        if isinstance(value, Spectrogram | Tokens):
+            stated = {name: item for name, item in changed.items() if not name.startswith("tokenizer")}
+            changed = {"kind": INPUT_KINDS[type(value)]} | stated
         return "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in changed.items()) + " }" if changed else "{}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from xferbench.core.interventions import Augmentation, DataIntervention, Serving
 from xferbench.core.pipeline import INTERVENTION_GROUPS, Phase, Recipe, ScratchGrid
 from xferbench.core.sections import from_flat
 from xferbench.core.suite import LOCATION_KEYS, Suite
-from xferbench.core.transforms import Preprocessing, Spectrogram
+from xferbench.core.transforms import transform_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,8 +73,7 @@ def _with_interventions(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preprocessing_from(values: Mapping[str, Any]) -> InputTransform:
-    is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
-    return Spectrogram(**_with_tuples(values)) if is_spectrogram else Preprocessing(**_with_tuples(values))
+    return transform_class(values)(**_with_tuples(values))
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

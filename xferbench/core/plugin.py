@@ -97,8 +97,9 @@ class ModelProfile:
         groups: names of the layer groups from the input up, without the head.
         head: the dotted name of the head.
         batchnorm: names of the BatchNorm layers.
-        size: height and width of the network's input, in pixels.
-        accepted_sizes: common sides of square images, in pixels, that the network accepts; none for spectrograms.
+        size: height and width of the network's input, in pixels; for texts, 2 and the number of tokens.
+        accepted_sizes: common sides of square images, in pixels, or lengths of texts, in tokens, that the network accepts;
+            none for spectrograms.
         outputs: number of outputs of a finished network's head, 0 for other networks.
         finished_head: the head of a finished network, if it is not that of the architecture.
         body_unchanged: whether everything below the head of a finished network is as it was before training.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from xferbench.core.canonical import location_field
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,5 +61,59 @@ class Spectrogram:
     std: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The transform from a text, or a pair of texts, to the token ids of a pretrained tokenizer.
+
+    The text is tokenized and cut to ``max_length``, special tokens are added, and the result is padded to ``max_length``. A
+    network gets ``input_ids``, ``attention_mask`` and ``token_type_ids``, each [batch, tokens].
+
+    Attributes:
+        tokenizer: the digest of the tokenizer; "" for the one that is saved with the weights.
+        tokenizer_path: the folder of the tokenizer.
+        lowercase: whether the text is converted to lower case and loses its accents first; None for the setting that is saved
+            with the tokenizer.
+        max_length: the largest number of tokens of an example, with the special tokens; 0 for the longest text of the data, or
+            the limit of the network if that is lower.
+        special: special tokens around the text: ``single`` as in pretraining, ``none``, or ``twice``, as if the text already
+            had them.
+        truncation: the side on which a longer text is cut, ``right`` or ``left``.
+        padding: the side on which a shorter text is padded, ``right`` or ``left``.
+        extra_padding: number of padding tokens that every example gets in addition.
+        masked: whether the attention mask hides the padding tokens. Without it, the network attends to them.
+        shuffled: whether the ids of ordinary tokens are permuted, as if they were those of another vocabulary.
+    """
+
+    tag: ClassVar[str] = "Tokens"
+    tokenizer: str = ""
+    tokenizer_path: str = location_field()
+    lowercase: bool | None = None
+    max_length: int = 0
+    special: str = "single"
+    truncation: str = "right"
+    padding: str = "right"
+    extra_padding: int = 0
+    masked: bool = True
+    shuffled: bool = False
+
+
 # The transform of a batch into a network's input. The lab dispatches on its type.
-InputTransform: TypeAlias = Preprocessing | Spectrogram
+InputTransform: TypeAlias = Preprocessing | Spectrogram | Tokens
+INPUT_KINDS: dict[type[InputTransform], str] = {Preprocessing: "image", Spectrogram: "spectrogram", Tokens: "text"}
+
+
+def transform_class(names: Collection[str]) -> type[InputTransform]:
+    """Return the class of a transform whose fields have some names; that of images if none has all of them."""
+    kinds = (Spectrogram, Tokens, Preprocessing)
+    return next((kind for kind in kinds if {*names} <= {field_.name for field_ in fields(kind)}), Preprocessing)
+
+
+def complete_tokens(stated: Tokens, recorded: Tokens) -> Tokens:
+    """Return a transform of texts with the values of the recorded one in place of those that it leaves open."""
+    return replace(
+        stated,
+        tokenizer=recorded.tokenizer,
+        tokenizer_path=recorded.tokenizer_path,
+        lowercase=recorded.lowercase if stated.lowercase is None else stated.lowercase,
+        max_length=stated.max_length or recorded.max_length,
+    )

@@ -21,6 +21,7 @@ from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.data import sources
 from xferbench.data.images import open_image, to_rgb
+from xferbench.data.raw import TextExample, text_error
 from xferbench.data.raw import take as take_raw
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ def fingerprint(images: Any) -> Fingerprints:
 
 def fingerprint_split(raw: RawSplit) -> tuple[Fingerprints, np.ndarray, tuple[str, ...]]:
     """Compute the fingerprints of a split before any preprocessing; see :func:`fingerprint_images`."""
-    return fingerprint_images(raw.images, raw.names)
+    images = [image for image in raw.images if not isinstance(image, TextExample)]
+    if len(images) < len(raw.images):
+        raise text_error("images")
+    return fingerprint_images(images, raw.names)
 
 
 def fingerprint_images(

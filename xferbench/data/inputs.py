@@ -13,8 +13,10 @@ from xferbench.core.pipeline import Checkpoint, Data, WeightsFile
 from xferbench.data import (
     archives,
     class_folders,
+    language,
     metadata_csv,
     synthetic,
+    text_tables,
     torchvision_folder,
     user_code,
     weights_folder,
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import UserCode
     from xferbench.core.suite import Suite
 
-DATA_KINDS = ("folder", "npz", "torchvision", "synthetic", "digits")
+DATA_KINDS = ("folder", "npz", "torchvision", "csv", "jsonl", "synthetic", "digits")
+FILE_KINDS = ("npz", "csv", "jsonl")  # datasets that are one file
 FOLDER_EXPECTED = "a folder with train/ and val/ or test/, or with metadata.csv"
-NAMED_ARCHS = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
+SYNTHETIC_NAMES = (*synthetic.NAMES, *language.SPEC_NAMES)
+NAMED_ARCHS = ("tiny-bert", "tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
 ARCH_PREFIXES = ("torchvision:NAME", "timm:NAME", "transformers:DIR", "python:MODULE:CALLABLE")
 SHIPPED_WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+SHIPPED_WEIGHTS = {"tiny-resnet": "tiny-resnet-0.safetensors", "tiny-bert": "tiny-bert-0/model.safetensors"}
 
 
 def check_inputs(suite: Suite) -> None:
@@ -54,6 +59,8 @@ def check_inputs(suite: Suite) -> None:
             kind, rest = split_spec(spec) if spec is not None else ("", "")
             if kind == "folder":
                 _check_folder(Path(rest))
+            elif kind in {"csv", "jsonl"}:
+                text_tables.read_texts(Path(rest))
         except UserError as problem:
             raise problem.at(f"{suite.invocation.path}: [{role}] data: {problem.what}") from problem
     manifest = suite.data.manifest
@@ -84,20 +91,26 @@ def split_spec(spec: str) -> tuple[str, str]:
         UserError: If the kind is unknown, or the file or folder does not exist.
     """
     kind, _, rest = spec.partition(":")
-    if (kind in {"folder", "npz"} or kind not in DATA_KINDS) and (file := Path(rest if kind in DATA_KINDS else spec)).is_file():
+    if (kind in {"folder", *FILE_KINDS} or kind not in DATA_KINDS) and (
+        file := Path(rest if kind in DATA_KINDS else spec)
+    ).is_file():
         archives.refuse_archive(file)
     if kind not in DATA_KINDS:
-        suggestion = f"write folder:{spec}" if Path(spec).is_dir() else f"write npz:{spec}" if Path(spec).is_file() else ""
+        file_kind = Path(spec).suffix[1:] if Path(spec).suffix[1:] in FILE_KINDS else "npz"
+        suggestion = (
+            f"write folder:{spec}" if Path(spec).is_dir() else f"write {file_kind}:{spec}" if Path(spec).is_file() else ""
+        )
         do = suggestion or "run `xferbench ls` to list the kinds"
         raise UserError("unknown kind of dataset", found=spec, expected=suggest(kind, DATA_KINDS), do=do)
-    if kind == "synthetic" and rest not in synthetic.NAMES:
-        raise UserError("unknown synthetic dataset", found=spec, expected=suggest(rest, synthetic.NAMES))
+    if kind == "synthetic" and rest not in SYNTHETIC_NAMES:
+        raise UserError("unknown synthetic dataset", found=spec, expected=suggest(rest, SYNTHETIC_NAMES))
     if kind == "digits" and rest:
         raise UserError("digits is a single dataset", found=spec, expected="digits")
     if kind == "folder" and not (rest and Path(rest).is_dir()):
         raise UserError("no such folder", found=spec, expected=FOLDER_EXPECTED, do="check the path")
-    if kind == "npz" and not (rest and Path(rest).is_file()):
-        raise UserError("no such file", found=spec, expected="an npz file", do="check the path")
+    if kind in FILE_KINDS and not (rest and Path(rest).is_file()):
+        name = "an npz file" if kind == "npz" else f"a {kind} file with the columns text and label"
+        raise UserError("no such file", found=spec, expected=name, do="check the path")
     if kind == "torchvision":
         torchvision_folder.parse_location(rest)
     return kind, rest
@@ -125,10 +138,11 @@ def digest_data(spec: str, digester: Callable[[Path], str] = sha256) -> Data:
         is_plain = kind == "folder" and not metadata_csv.metadata_files(folder)
         if is_plain and (splits := class_folders.unusual_splits(folder)):
             hasher.update(json.dumps(splits, sort_keys=True).encode())
-    elif kind == "npz":
+    elif kind in FILE_KINDS:
         hasher.update(digester(Path(rest)).encode())
     else:
-        hasher.update(f"{rest}@{synthetic.VERSION if kind == 'synthetic' else 1}".encode())
+        version = language.VERSION if rest in language.SPEC_NAMES else synthetic.VERSION if kind == "synthetic" else 1
+        hasher.update(f"{rest}@{version}".encode())
     return Data(digest=hasher.hexdigest(), spec=spec)
 
 
@@ -148,7 +162,7 @@ def _torchvision_files(name: str, root: Path) -> Iterator[Path]:
 
 
 def digest_weights(suite: Suite, digester: Callable[[Path], str] = sha256) -> WeightsFile:
-    """Return the checkpoint of a suite's backbone. The one of ``tiny-resnet`` is part of the package.
+    """Return the checkpoint of a suite's backbone. Those of ``tiny-resnet`` and ``tiny-bert`` are part of the package.
 
     Raises:
         UserError: If the suite names no checkpoint, or the file is missing.
@@ -222,8 +236,8 @@ def _find_code(suite: Suite, key: str, spec: str | None, digester: Callable[[Pat
 
 def _checkpoint_path(suite: Suite) -> Path:
     path = suite.backbone.weights
-    if path is None and suite.backbone.arch == "tiny-resnet":
-        path = str(SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors")
+    if path is None and suite.backbone.arch in SHIPPED_WEIGHTS:
+        path = str(SHIPPED_WEIGHTS_FOLDER / SHIPPED_WEIGHTS[suite.backbone.arch])
     expected = "a file of pretrained weights (safetensors, or a state dict saved by torch.save)"
     if path is None:
         do = 'add weights = "path/to/file" below arch; without pretrained weights there is no transfer to measure'

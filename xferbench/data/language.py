@@ -242,4 +242,5 @@ def _datasets() -> dict[str, LanguageDataset]:
 
 DATASETS = _datasets()
 NAMES = tuple(DATASETS)
+SPEC_NAMES = {f"text-{name}": name for name in NAMES}  # name in a suite → name of the dataset
 CLASSES = {name: dataset.classes for name, dataset in DATASETS.items()}

@@ -17,17 +17,16 @@ import numpy as np
 from xferbench.core.errors import UserError
 from xferbench.data.class_folders import TABLE_SUFFIXES, find_splits, split_role
 from xferbench.data.listing import is_visible, list_folders
-from xferbench.data.raw import DatasetParts, RawSplit, balanced_order, shuffle, take
-from xferbench.data.table_files import COLUMNS, Table, index_files, is_table, read_table, resolve_path
+from xferbench.data.raw import DatasetParts, RawSplit
+from xferbench.data.table_files import IMAGE_TABLE, Table, index_files, is_table, read_table, resolve_path
+from xferbench.data.table_splits import EXPECTED_SPLIT, check_split_names, cut_test_set, divide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 METADATA_FILE = "metadata.csv"
 METADATA_FILES = (METADATA_FILE, "metadata.jsonl")
-EXPECTED_SPLIT = "train, val, valid, validation, test"
 GROUP_NAME = re.compile(r"(patient|subject|case|person|participant)s?([ _-]?(id|no|nr|number|code|name))?", re.IGNORECASE)
-TEST_SHARE_DIVISOR = 5  # a fifth of the images is the test set if the table has no splits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,7 @@ def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
                 f"{path}: missing", found=f"{split}/ without it", expected=f"a {METADATA_FILE} in the folder of each split"
             )
         table = read_table(path)
-        used_columns = COLUMNS if not split else tuple(name for name in COLUMNS if name != "split")
+        used_columns = [name for name in IMAGE_TABLE.columns if not split or name != "split"]
         name = path.relative_to(folder).as_posix()
         questions += [f"{name}: {question}" for question in group_questions(table.header)]
         numbered_rows, resolved = _parse_rows(path, table, split)
@@ -98,14 +97,8 @@ def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
         unused += [f"{name}: column {column} is not used" for column in table.header if column not in used_columns]
         table_rows += [row for _, row in numbered_rows]
     split_names = {row.split for row in table_rows} if metadata_files(folder) else {""}
-    roles = {split_role(name) for name in split_names if name}
-    if "" not in split_names and ("train" not in roles or len(roles) < 2):
-        expected = "train and val or test"
-        raise UserError(
-            f"{folder}: {METADATA_FILE}: a split is missing",
-            found=", ".join(sorted(split_names)) or "no rows",
-            expected=expected,
-        )
+    if "" not in split_names:
+        check_split_names(f"{folder}: {METADATA_FILE}", split_names)
     return table_rows, (*questions, *unused)
 
 
@@ -136,70 +129,23 @@ def read_metadata(folder: Path) -> DatasetParts:
         raise UserError(
             f"{folder}: {METADATA_FILE}: too few labels", found=found, expected="at least two", do="check file_name and label"
         )
+    raw = _rows_to_split(folder, present_rows, classes)
     if not present_rows[0].split:
         (table,) = metadata_files(folder).values()
-        splits, note = _split_without_column(table, _rows_to_split(folder, present_rows, classes, present_rows), classes)
+        splits, note = cut_test_set(raw, classes, table, "images")
         return classes, splits, (note, *notes, *absent)
-    roles = {split_role(row.split) for row in listed_rows}
-    splits = {}
-    for role in ("train", *(("validation", "test") if roles == {"train", "validation", "test"} else ("test",))):
-        source = role if role in roles else "validation"  # without a test set, val is the test set
-        raw = _rows_to_split(folder, [row for row in present_rows if split_role(row.split) == source], classes, present_rows)
-        splits[role] = raw if role == "train" else shuffle(raw)
-    unknown = sorted(
-        {classes[label] for raw in splits.values() for label in raw.labels} - _class_names(splits["train"], classes)
-    )
-    if unknown:
-        expected = ", ".join(sorted(_class_names(splits["train"], classes)))
-        raise UserError(
-            f"{folder}: {METADATA_FILE}: labels that are missing from train", found=", ".join(unknown[:6]), expected=expected
-        )
+    known = {row.split for row in listed_rows}
+    splits = divide(raw, [row.split for row in present_rows], known, classes, f"{folder}: {METADATA_FILE}")
     return classes, splits, (*notes, *absent)
 
 
-def _split_without_column(table: Path, raw: RawSplit, classes: Sequence[str]) -> tuple[dict[str, RawSplit], str]:
-    """Cut a test set from the images of a table without splits. Return the splits, and a note that says so."""
-    test, note = _cut_test_set(raw, table.name)
-    rest = np.setdiff1d(np.arange(len(raw.labels)), test)
-    if min(len(np.unique(raw.labels[index])) for index in (test, rest)) < len(classes):
-        found = f"{len(raw.labels)} images" + (f" in {len(np.unique(raw.groups))} groups" if len(raw.groups) else "")
-        expected = "enough images for each class in the training and the test set, without splitting a group"
-        what = f"{table}: there is no column split, and no test set can be cut"
-        raise UserError(what, found=found, expected=expected, do="add a column split with train and test")
-    return {"train": take(raw, rest), "test": shuffle(take(raw, test))}, note
-
-
-def _class_names(raw: RawSplit, classes: Sequence[str]) -> set[str]:
-    """Return the names of the classes of a split."""
-    return {classes[label] for label in raw.labels}
-
-
-def _rows_to_split(
-    folder: Path, table_rows: Sequence[MetadataRow], classes: Sequence[str], all_rows: Sequence[MetadataRow]
-) -> RawSplit:
-    """Return rows as a split.
-
-    Groups are numbered over all splits, so that a group in two splits has one number.
-    """
+def _rows_to_split(folder: Path, rows: Sequence[MetadataRow], classes: Sequence[str]) -> RawSplit:
+    """Return all rows as one split, so that a group in two splits has one number."""
     label_numbers = {value: index for index, value in enumerate(classes)}
-    group_numbers = {value: index for index, value in enumerate(sorted({row.group for row in all_rows}))}
-    groups = np.array([group_numbers[row.group] for row in table_rows if row.group], np.int64)
-    labels = np.array([label_numbers[row.label] for row in table_rows], np.int64)
-    return RawSplit([folder / row.file for row in table_rows], labels, groups, [row.file for row in table_rows])
-
-
-def _cut_test_set(raw: RawSplit, table: str) -> tuple[np.ndarray, str]:
-    """Return the indices of the test images of a table without splits, and a note that says so."""
-    order = balanced_order(raw.labels, raw.groups, np.random.default_rng(0))
-    size = max(len(order) // TEST_SHARE_DIVISOR, len(np.unique(raw.labels)))
-    group_text = ""
-    if len(raw.groups):
-        chosen = np.unique(raw.groups[order[:size]])
-        order = order[np.isin(raw.groups[order], chosen)]
-        size, group_text = len(order), f" ({len(chosen)} whole groups)"
-    return np.sort(
-        order[:size]
-    ), f"{table}: no column split, so {size} of {len(raw.labels)} images{group_text} are the test set"
+    group_numbers = {value: index for index, value in enumerate(sorted({row.group for row in rows}))}
+    groups = np.array([group_numbers[row.group] for row in rows if row.group], np.int64)
+    labels = np.array([label_numbers[row.label] for row in rows], np.int64)
+    return RawSplit([folder / row.file for row in rows], labels, groups, [row.file for row in rows])
 
 
 def _check_unique_files(path: Path, table_rows: Sequence[tuple[int, MetadataRow]]) -> None:
@@ -250,7 +196,7 @@ def _parse_row(
 ) -> MetadataRow:
     """Check a row and return it."""
     location = f"{path}: line {number}"
-    values = {name: fields.get(name, "").strip() for name in COLUMNS}
+    values = {name: fields.get(name, "").strip() for name in IMAGE_TABLE.columns}
     file: PurePosixPath | None = PurePosixPath(values["file_name"])
     if is_foreign(values["file_name"]):
         file = resolve_path(values["file_name"], files)

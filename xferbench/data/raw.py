@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
+from xferbench.core.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
+    from PIL import Image
+
+
+class TextExample(NamedTuple):
+    """A text, and the second text of a pair, "" for none."""
+
+    text: str
+    pair: str = ""
+
+
+RawExample: TypeAlias = Path | np.ndarray | TextExample
+DecodedExample: TypeAlias = "Image.Image | np.ndarray | TextExample"
+
+
+def text_error(kind: str) -> UserError:
+    """Return the error of a text that meets a network for another kind of example."""
+    do = "name a dataset of such examples, or a backbone that takes text"
+    return UserError(f"a text for a network that takes {kind}", found="a text", expected=kind, do=do)
 
 
 @dataclass(frozen=True, slots=True)
 class RawSplit:
-    """A split before decoding: image files, or arrays H×W(×1, ×3).
+    """A split before decoding: image files, arrays H×W(×1, ×3), or texts.
 
     Attributes:
-        images: N image files or arrays.
+        images: N image files, arrays or texts.
         labels: [N] int64.
         groups: [N] numbers that mean the same in every split of a dataset, or [0] if there are no groups.
         names: The names of the files as the user knows them, for messages.
     """
 
-    images: Sequence[Path | np.ndarray] | np.ndarray
+    images: Sequence[RawExample] | np.ndarray
     labels: np.ndarray
     groups: np.ndarray
     names: Sequence[str] = ()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from xferbench.data import class_folders, inputs, metadata_csv, npz, synthetic, torchvision_folder
-from xferbench.data.raw import DatasetParts, RawSplit, shuffle
+from xferbench.data import class_folders, inputs, language, metadata_csv, npz, synthetic, text_tables, torchvision_folder
+from xferbench.data.raw import DatasetParts, RawSplit, TextExample, shuffle
 
 SYNTHETIC_SPLIT_SIZES = {"train": 4000, "test": 2000}
-SOURCE_TRAIN_IMAGES = 10_000
+SOURCE_TRAIN_EXAMPLES = 10_000
 
 
 def read_dataset(spec: str, generated: int | None) -> DatasetParts:
@@ -34,6 +34,8 @@ def read_dataset(spec: str, generated: int | None) -> DatasetParts:
         return read(Path(rest))
     if kind == "npz":
         return npz.read_npz(Path(rest))
+    if kind in {"csv", "jsonl"}:
+        return text_tables.read_texts(Path(rest))
     if kind == "torchvision":
         return torchvision_folder.read_torchvision(rest)
     return _load_digits() if kind == "digits" else _generate(rest, generated or SYNTHETIC_SPLIT_SIZES["test"])
@@ -82,7 +84,16 @@ def _load_digits() -> DatasetParts:
 
 
 def _generate(name: str, test_size: int) -> DatasetParts:
-    counts = {"train": SOURCE_TRAIN_IMAGES if name == "source" else SYNTHETIC_SPLIT_SIZES["train"], "test": test_size}
+    is_source = name in {"source", "text-source"}
+    counts = {"train": SOURCE_TRAIN_EXAMPLES if is_source else SYNTHETIC_SPLIT_SIZES["train"], "test": test_size}
     no_groups = np.empty(0, np.int64)
+    if name in language.SPEC_NAMES:
+        name = language.SPEC_NAMES[name]
+        generated = {split: language.generate(name, split, count) for split, count in counts.items()}
+        texts = {
+            split: RawSplit([TextExample(text) for text in lines], labels, no_groups)
+            for split, (lines, labels) in generated.items()
+        }
+        return language.CLASSES[name], texts, ()
     splits = {split: RawSplit(*synthetic.generate(name, split, count), no_groups) for split, count in counts.items()}
     return synthetic.CLASSES[name], splits, ()

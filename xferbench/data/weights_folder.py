@@ -27,6 +27,8 @@ TRANSFORMERS_WEIGHTS = (
 SHARD_PATTERN = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", TOKENIZER_CONFIG_FILE)
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".h5", ".keras", ".onnx", INDEX_SUFFIX)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -35,13 +37,16 @@ MAX_CANDIDATES = 6  # names in a message
 MAX_LISTED_FILES = 2000  # files of a folder that are looked at
 MAX_DEPTH = 2  # folders below a folder
 # The end of the class name of a transformers model → what the model does.
-TRANSFORMERS_TASKS = {
+TEXT_TASKS = {
     "ForSequenceClassification": "classifies text",
-    "ForTokenClassification": "classifies words",
-    "ForQuestionAnswering": "answers questions",
     "ForMaskedLM": "models text",
     "ForCausalLM": "generates text",
     "LMHeadModel": "generates text",
+}
+TRANSFORMERS_TASKS = {
+    **TEXT_TASKS,
+    "ForTokenClassification": "classifies words",
+    "ForQuestionAnswering": "answers questions",
     "ForConditionalGeneration": "generates text",
     "ForObjectDetection": "detects objects",
     "ForZeroShotObjectDetection": "detects objects",
@@ -137,8 +142,12 @@ def find_weights(path: Path) -> Path:
         raise _describe_folder(path, names)
     config = transformers_config(weights)
     task = describe_task(config)
-    if task:
-        raise _unreadable(path, f"a folder of transformers with {task}", "give a network that classifies images")
+    if task.endswith(tuple(TEXT_TASKS.values())):
+        if not has_tokenizer(path):
+            do = "save the tokenizer into the folder too: tokenizer.save_pretrained(FOLDER)"
+            raise _unreadable(path, f"a folder of transformers with {task}, without its tokenizer", do)
+    elif task:
+        raise _unreadable(path, f"a folder of transformers with {task}", "give a network that classifies images or text")
     return find_weights(weights)
 
 
@@ -153,13 +162,14 @@ def _refuse_shard(path: Path) -> None:
 def weights_files(path: Path) -> tuple[Path, ...]:
     """Return the files whose content decides what a file of weights is, the file itself first.
 
-    These are the shards of an index, and the settings that transformers and peft keep next to the weights.
+    These are the shards of an index, and the settings and the tokenizer that transformers and peft keep next to the weights.
 
     Raises:
         UserError: if the index cannot be read, or a shard is missing.
     """
     shards = shard_files(path) if path.name.endswith(INDEX_SUFFIX) else ()
-    settings = [path.with_name(name) for name in (CONFIG_FILE, PREPROCESSOR_FILE)] if transformers_config(path) else []
+    names = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES) if transformers_config(path) else ()
+    settings = [path.with_name(name) for name in names]
     settings += [path.with_name(ADAPTER_CONFIG_FILE)] if path.name.startswith("adapter_model.") else []
     return (path, *shards, *(file for file in settings if file.is_file()))
 
@@ -190,6 +200,11 @@ def transformers_config(weights: Path) -> dict[str, Any]:
         return {}
     config = read_json(weights.with_name(CONFIG_FILE))
     return config if isinstance(config.get("model_type"), str) else {}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds the vocabulary of a tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES[:-1])
 
 
 def describe_task(config: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ from xferbench.plugin import (
     unrecorded_preprocessing,
 )
 from xferbench.plugins.preprocessing_forms import PUBLISHED, decoded_forms, geometry_forms, value_forms, with_values
-from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, normalized_twice, preprocessing_mistakes
+from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, preprocessing_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +78,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     mistakes = preprocessing_mistakes(transform, profile)
     arms = {name: replace_serving(pipeline, preprocessing=mistake) for name, mistake in mistakes.items()}
     if "twice-normalised" in arms:
-        twice = normalized_twice(transform)
+        twice = mistakes["twice-normalised"]
         arms["twice-trained"] = replace_data(pipeline, train_preprocessing=twice)
         arms["twice-both"] = in_forms(pipeline, twice, twice)
     return arms

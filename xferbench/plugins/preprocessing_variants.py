@@ -1,19 +1,32 @@
 """Common preprocessing mistakes, as values. Pure.
 
-The plugins about the images that a network is trained on and served share this module.
+The plugins about the inputs that a network is trained on and served share this module.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench.plugin import InputTransform, Profile, Spectrogram
+from xferbench.plugin import InputTransform, Preprocessing, Profile, Spectrogram, Tokens
 
-SERVING_MISTAKES = ("unnormalised", "raw", "bgr", "zoom", "nearest")
+IMAGE_MISTAKES = ("unnormalised", "raw", "bgr", "zoom", "nearest")
+TEXT_MISTAKES = (
+    "unmasked",
+    "padded-left",
+    "no-special-tokens",
+    "special-tokens-twice",
+    "other-case",
+    "other-vocabulary",
+    "truncated",
+)
+SERVING_MISTAKES = (*IMAGE_MISTAKES, *TEXT_MISTAKES)
+EXTRA_PADDING = 16  # tokens, as a longer text in the same batch would add
+KEPT_SHARE = 4  # a truncated text keeps this part of the tokens
+MIN_LENGTH = 4  # tokens of a truncated text, with the special ones
 ZOOM_FACTOR = 1.5  # shorter side, relative to its correct length
 
 
-def normalized_twice(transform: InputTransform) -> InputTransform:
+def normalized_twice(transform: Preprocessing | Spectrogram) -> Preprocessing | Spectrogram:
     """Return the one normalization that equals normalizing twice with the transform's mean and standard deviation."""
     if isinstance(transform, Spectrogram):
         return replace(transform, mean=transform.mean * (1 + transform.std), std=transform.std**2)
@@ -24,7 +37,9 @@ def normalized_twice(transform: InputTransform) -> InputTransform:
 
 def preprocessing_mistakes(transform: InputTransform, profile: Profile) -> dict[str, InputTransform]:
     """Return common mistakes by name, each in one field; mistakes that change nothing are absent."""
-    mistakes = {"twice-normalised": normalized_twice(transform)}
+    if isinstance(transform, Tokens):
+        return text_mistakes(transform, max(profile.model.accepted_sizes, default=transform.max_length))
+    mistakes: dict[str, InputTransform] = {"twice-normalised": normalized_twice(transform)}
     if isinstance(transform, Spectrogram):
         mistakes["unnormalised"] = replace(transform, mean=0.0, std=1.0)
     else:
@@ -41,3 +56,18 @@ def preprocessing_mistakes(transform: InputTransform, profile: Profile) -> dict[
             mistakes["nearest"] = replace(transform, interpolation="nearest", antialias=False)
             mistakes["no-antialias"] = replace(transform, antialias=False)
     return {name: mistake for name, mistake in mistakes.items() if mistake != transform}
+
+
+def text_mistakes(transform: Tokens, limit: int) -> dict[str, InputTransform]:
+    """Return common mistakes with texts by name. Where padding matters, every text gets more of it, up to ``limit`` tokens."""
+    padded = replace(transform, extra_padding=transform.extra_padding + EXTRA_PADDING)
+    has_room = padded.max_length + padded.extra_padding <= limit
+    return {
+        **({"unmasked": replace(padded, masked=False)} if has_room else {}),
+        "padded-left": replace(transform, padding="right" if transform.padding == "left" else "left"),
+        "no-special-tokens": replace(transform, special="none"),
+        "special-tokens-twice": replace(transform, special="twice"),
+        "other-case": replace(transform, lowercase=not transform.lowercase),
+        "other-vocabulary": replace(transform, shuffled=not transform.shuffled),
+        "truncated": replace(transform, max_length=max(MIN_LENGTH, transform.max_length // KEPT_SHARE)),
+    }

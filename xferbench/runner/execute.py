@@ -301,8 +301,8 @@ def submit_group(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ..
 
 def trial_groups(step: schedule.Schedule, study: Study) -> list[tuple[Trial, ...]]:
     """Return all trials of a step, in the groups that are computed together; known trials are included."""
-    # torch.vmap may fail for user networks, and user training code trains one network at a time.
-    is_single = study.suite.training or study.suite.backbone.arch.startswith("python:")
+    # torch.vmap may fail for user networks and fails in transformers, and user training code trains one network at a time.
+    is_single = study.suite.training or study.suite.backbone.arch.startswith(("python:", "transformers:"))
     group_size = 1 if is_single else LOCKSTEP_FITS.get(study.context.device, 1)
     return list(batching.group_trials(step.pending, group_size, study.suite))
 

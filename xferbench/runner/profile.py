@@ -14,7 +14,7 @@ from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Pipeline, Pipeli
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_epochs
-from xferbench.core.transforms import InputTransform, Preprocessing
+from xferbench.core.transforms import InputTransform, Preprocessing, Tokens, complete_tokens
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs, sources
 from xferbench.report.messages import write_sentence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xferbench.core.pipeline import Checkpoint, UserCode
-    from xferbench.core.plugin import DataProfile, Profile
+    from xferbench.core.plugin import Profile
     from xferbench.core.suite import Suite
 
 PROFILED_DEVICES = ("cpu", "cuda", "mps")
@@ -63,13 +63,13 @@ def profile_pipeline(
             store.put_profile(db, key, profile)
     _check_profile(suite, profile)
     profile = replace(profile, data=replace(profile.data, notes=_data_notes(suite)))
-    recorded = turn_upright(profile.preprocessing, profile.data)
+    recorded = complete_transform(profile.preprocessing, profile)
     profile = replace(profile, preprocessing=recorded)
     source, shifted = request.source, request.shifted
     checkpoint = request.checkpoint
     if checkpoint:
         checkpoint = replace(checkpoint, sigmoid=profile.has_sigmoid, head=profile.model.finished_head)
-    trained = turn_upright(suite.data.train_preprocessing or recorded, profile.data)
+    trained = complete_transform(suite.data.train_preprocessing or recorded, profile)
     served = suite.serving.preprocessing or (recorded if checkpoint else trained)
     pipeline = Pipeline(
         backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code),
@@ -85,7 +85,7 @@ def profile_pipeline(
         ),
         recipe=_recipe(suite, profile),
         serving=Serving(  # what is said of the training of a finished network does not change how it is served
-            preprocessing=turn_upright(served, profile.data), mode=suite.serving.mode
+            preprocessing=complete_transform(served, profile), mode=suite.serving.mode
         ),
         training=request.training,
         checkpoint=checkpoint,
@@ -153,9 +153,15 @@ def _compute_profile(
     return profile
 
 
-def turn_upright(transform: InputTransform, data: DataProfile) -> InputTransform:
-    """Return a preprocessing that turns photographs upright if some have an EXIF orientation and it does not say otherwise."""
-    if data.rotated and isinstance(transform, Preprocessing) and transform.orientation == "auto":
+def complete_transform(transform: InputTransform, profile: Profile) -> InputTransform:
+    """Return a preprocessing with the values that it leaves open.
+
+    Photographs are turned upright if some have an EXIF orientation. Texts get the tokenizer of the weights.
+    """
+    recorded = profile.preprocessing
+    if isinstance(transform, Tokens) and isinstance(recorded, Tokens):
+        return complete_tokens(transform, recorded)
+    if profile.data.rotated and isinstance(transform, Preprocessing) and transform.orientation == "auto":
         return replace(transform, orientation="upright")
     return transform
 

@@ -15,6 +15,7 @@ from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import SourcePretraining
 from xferbench.core.run import SampleImages
+from xferbench.core.transforms import Tokens
 from xferbench.data.npz import READ_ERRORS
 from xferbench.study.trials import VIEWS
 
@@ -49,6 +50,8 @@ def collect_sample_images(
 ) -> tuple[tuple[SampleImages, ...], tuple[str, ...]]:
     """Return the sample images of a finished study, from the cache or a worker, and a note for each failure."""
     recorded = study.profile.preprocessing
+    if isinstance(recorded, Tokens):
+        return (), ()
     requests = sample_requests(step)
     most_used = {
         role: max((request for request in requests if request.role == role), key=lambda request: len(request.arms))

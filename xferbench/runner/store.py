@@ -22,7 +22,7 @@ from xferbench.core.interventions import as_dict
 from xferbench.core.plugin import Profile
 from xferbench.core.record import Predictions, Record, json_values
 from xferbench.core.sections import from_flat
-from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
+from xferbench.core.transforms import InputTransform, transform_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -231,8 +231,7 @@ def _profile_from_row(key: str, text: str) -> Profile:
 
 def _preprocessing_from(values: dict[str, Any]) -> InputTransform:
     """Return the preprocessing of the kind that has these fields."""
-    is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
-    return Spectrogram(**values) if is_spectrogram else Preprocessing(**values)
+    return transform_class(values)(**values)
 
 
 def _finished_head_from(values: dict[str, Any] | None) -> FinishedHead | None:

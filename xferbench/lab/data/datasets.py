@@ -24,7 +24,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.files import name_path
 from xferbench.data import sources
 from xferbench.data.images import highest_value, is_rotated, is_sixteen_bit, open_image
-from xferbench.data.raw import balanced_order
+from xferbench.data.raw import RawExample, TextExample, balanced_order
 from xferbench.lab.data import batch
 from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_tensor
 from xferbench.lab.training import seeds
@@ -32,11 +32,9 @@ from xferbench.lab.training import seeds
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from PIL import Image
-
     from xferbench.core.pipeline import Data
     from xferbench.core.transforms import InputTransform
-    from xferbench.data.raw import RawSplit
+    from xferbench.data.raw import DecodedExample, RawSplit
 
 VERSION = 5
 MAX_VALIDATION = 500  # maximum number of validation images that are taken from the training data
@@ -47,7 +45,8 @@ class Split:
     """Examples of a dataset.
 
     Attributes:
-        images: [N, C, H, W]. Images are uint8 with three channels; spectrograms are uint8 or float32 with one channel.
+        images: [N, C, H, W]. Images are uint8 with three channels; spectrograms are uint8 or float32 with one channel. Texts
+            are [N, 2, L] int32: token ids and segments.
         labels: [N].
         groups: [N], or [0] without groups. A group has the same number in every split.
         example: [N] uint64, digests of the original examples.
@@ -247,8 +246,10 @@ def _write_split(
     """
     images, readable, unreadable, counts = [], [], [], Counter[str]()
 
-    def decode(image: Image.Image | np.ndarray) -> np.ndarray:
+    def decode(image: DecodedExample) -> np.ndarray:
         decoded = apply_geometry(image, geometry)
+        if isinstance(image, TextExample):
+            return decoded
         counts.update(rotated=is_rotated(image), sixteen_bit=is_sixteen_bit(image))
         counts["highest"] = max(counts["highest"], highest_value(image))
         return decoded
@@ -291,8 +292,11 @@ def _check_one_size(name: str, shapes: Iterable[tuple[int, ...]]) -> None:
         )
 
 
-def _example_digest(image: Path | np.ndarray, label: int) -> int:
+def _example_digest(image: RawExample, label: int) -> int:
     """Compute a digest of an original example, so that arms with different preprocessing can be paired."""
-    content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
+    if isinstance(image, TextExample):
+        content = "\0".join(image).encode("utf-8", "surrogatepass")
+    else:
+        content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
     hashed = hashlib.blake2b(content, digest_size=8, salt=int(label).to_bytes(8, "little"))
     return int.from_bytes(hashed.digest(), "little")

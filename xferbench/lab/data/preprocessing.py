@@ -1,201 +1,64 @@
 """Preprocess examples in two steps: the geometry, which is applied once and stored, and the values. Imports torch.
 
-Three functions dispatch on the type of the preprocessing. A new modality adds a value type to :mod:`xferbench.core.pipeline`
-and one implementation of each function.
+A kind of example is a value type in :mod:`xferbench.core.transforms`, and a module with the three functions of this one.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import singledispatch
-from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from xferbench.core.errors import UserError, suggest
-from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram
-from xferbench.data import images
+from xferbench.core.transforms import InputTransform, Preprocessing, Spectrogram, Tokens
+from xferbench.lab.data import images, spectrograms, tokens
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from types import ModuleType
 
+    import numpy as np
+    from torch import Tensor
+
+    from xferbench.data.raw import DecodedExample
     from xferbench.lab.data.batch import Batch
 
-TORCH_INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")
-INTERPOLATIONS = (*TORCH_INTERPOLATIONS, "box", "hamming", "lanczos")
-ORIENTATIONS = ("auto", "stored", "upright")
-CHANNEL_ORDERS = ("rgb", "bgr", "grey")
+
+IMPLEMENTATIONS: dict[type[InputTransform], ModuleType] = {
+    Preprocessing: images,
+    Spectrogram: spectrograms,
+    Tokens: tokens,
+}
 
 
-@singledispatch
-def geometry_key(preprocessing: InputTransform) -> InputTransform:
-    """Return the part of a preprocessing on which stored examples depend.
+def _implementation(preprocessing: InputTransform) -> ModuleType:
+    """Return the module of a kind of example.
 
     Raises:
-        TypeError: If the kind of preprocessing is unknown.
+        TypeError: If the kind is unknown.
     """
-    raise TypeError(type(preprocessing).__name__)
+    if type(preprocessing) not in IMPLEMENTATIONS:
+        raise TypeError(type(preprocessing).__name__)
+    return IMPLEMENTATIONS[type(preprocessing)]
 
 
-@singledispatch
-def store_example(preprocessing: InputTransform, example: Image.Image | np.ndarray) -> np.ndarray:
+def geometry_key(preprocessing: InputTransform) -> InputTransform:
+    """Return the part of a preprocessing on which stored examples depend."""
+    key: InputTransform = _implementation(preprocessing).geometry_key(preprocessing)
+    return key
+
+
+def apply_geometry(example: DecodedExample, preprocessing: InputTransform) -> np.ndarray:
     """Apply the geometry of a preprocessing to an example, and return the array to store.
 
     Raises:
         UserError: If the kind of example is not supported.
-        TypeError: If the kind of preprocessing is unknown.
     """
-    del example
-    raise TypeError(type(preprocessing).__name__)
+    stored: np.ndarray = _implementation(preprocessing).store_example(preprocessing, example)
+    return stored
 
 
-@singledispatch
-def prepare_batch(preprocessing: InputTransform, batch: Tensor) -> Batch:
+def to_tensor(batch: Tensor, preprocessing: InputTransform) -> Batch:
     """Return a batch of stored examples as the input of a network: a float32 tensor, or a mapping of tensors.
 
     Raises:
         UserError: If the preprocessing cannot be used.
-        TypeError: If the kind of preprocessing is unknown.
     """
-    del batch
-    raise TypeError(type(preprocessing).__name__)
-
-
-def apply_geometry(example: Image.Image | np.ndarray, preprocessing: InputTransform) -> np.ndarray:
-    """Call :func:`~xferbench.lab.data.preprocessing.store_example` with the example first."""
-    return store_example(preprocessing, example)
-
-
-def to_tensor(batch: Tensor, preprocessing: InputTransform) -> Batch:
-    """Call :func:`~xferbench.lab.data.preprocessing.prepare_batch` with the batch first."""
-    return prepare_batch(preprocessing, batch)
-
-
-@geometry_key.register(Preprocessing)
-def _image_geometry(preprocessing: Preprocessing) -> Preprocessing:
-    """Return the geometry of an image preprocessing. Without resizing, interpolation is not a part of it."""
-    default, values = Preprocessing(), ("channels", "scale", "mean", "std")
-    unused = values if preprocessing.resize is not None else (*values, "interpolation", "antialias")
-    return replace(preprocessing, **{name: getattr(default, name) for name in unused})
-
-
-@store_example.register(Preprocessing)
-def _store_image(preprocessing: Preprocessing, image: Image.Image | np.ndarray) -> np.ndarray:
-    """Return an image as [3, H, W] uint8 RGB: shorter side resized and center square cropped, both as in torchvision.
-
-    With antialias, Pillow resizes; without, pixels of the tensor are sampled. A crop larger than the image is padded with
-    black. Arrays are H×W, H×W×1 or H×W×3 of uint8 or uint16.
-
-    Raises:
-        UserError: If the kind of image is not supported, or the interpolation is unknown.
-    """
-    if preprocessing.orientation not in ORIENTATIONS or not 8 <= preprocessing.bits <= 16:
-        found = f"orientation {preprocessing.orientation}, bits {preprocessing.bits}"
-        raise UserError("preprocessing: decoding", found=found, expected=f"{' or '.join(ORIENTATIONS)}, and 8 to 16 bits")
-    rgb = images.to_rgb(image, upright=preprocessing.orientation == "upright", bits=preprocessing.bits)
-    if preprocessing.resize is None and preprocessing.crop is None and preprocessing.detail == 1:
-        return np.ascontiguousarray(rgb.transpose(2, 0, 1))
-    from PIL import Image as pillow  # noqa: N813 - annotations need the class of this name
-    from torchvision.transforms.v2 import functional
-
-    antialias, interpolations = preprocessing.antialias, INTERPOLATIONS if preprocessing.antialias else TORCH_INTERPOLATIONS
-    if preprocessing.interpolation not in interpolations:
-        message = "unknown interpolation" if antialias else "unknown interpolation without antialias"
-        raise UserError(
-            message, found=preprocessing.interpolation, expected=suggest(preprocessing.interpolation, interpolations)
-        )
-    sizes = [size for size in (preprocessing.resize, preprocessing.crop) if size is not None]
-    if not 0 < preprocessing.detail <= 1:
-        raise UserError("preprocessing: detail", found=f"{preprocessing.detail:g}", expected="a share above 0 and at most 1")
-    if sizes and min(sizes) < 1:
-        raise UserError("preprocessing: resize and crop are in pixels", found=str(min(sizes)), expected="at least 1")
-    picture: Any = pillow.fromarray(rgb) if antialias else torch.from_numpy(rgb.transpose(2, 0, 1).copy())
-    if preprocessing.resize is not None:
-        mode = _interpolation_mode(preprocessing.interpolation)
-        picture = functional.resize(picture, [preprocessing.resize], interpolation=mode, antialias=antialias)
-    if preprocessing.detail != 1:
-        full_size = functional.get_size(picture)
-        reduced_size = [max(1, round(side * preprocessing.detail)) for side in full_size]
-        picture = functional.resize(functional.resize(picture, reduced_size, antialias=True), full_size, antialias=True)
-    if preprocessing.crop is not None:
-        picture = functional.center_crop(picture, [preprocessing.crop, preprocessing.crop])
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1) if antialias else picture.numpy())
-
-
-@prepare_batch.register(Preprocessing)
-def _prepare_images(preprocessing: Preprocessing, batch: Tensor) -> Tensor:
-    """Return a batch [B, 3, H, W] of 8-bit pixels as the float32 input of a network.
-
-    Raises:
-        UserError: If the channel order, mean or standard deviation cannot be used.
-    """
-    mean, std = (
-        torch.tensor(_check_values(name, getattr(preprocessing, name)), dtype=torch.float32, device=batch.device).view(-1, 1, 1)
-        for name in ("mean", "std")
-    )
-    if preprocessing.channels not in CHANNEL_ORDERS:
-        expected = suggest(preprocessing.channels, CHANNEL_ORDERS)
-        raise UserError("preprocessing: channels", found=preprocessing.channels, expected=expected)
-    values = batch.to(torch.float32)
-    if preprocessing.channels == "bgr":
-        values = values.flip(-3)
-    elif preprocessing.channels == "grey":
-        values = values.mean(-3, keepdim=True).expand_as(values)
-    return (values * preprocessing.scale - mean) / std
-
-
-@geometry_key.register(Spectrogram)
-def _spectrogram_geometry(preprocessing: Spectrogram) -> Spectrogram:
-    """Return the geometry of a spectrogram: stored examples do not depend on the preprocessing."""
-    del preprocessing
-    return Spectrogram()
-
-
-@store_example.register(Spectrogram)
-def _store_spectrogram(preprocessing: Spectrogram, image: Image.Image | np.ndarray) -> np.ndarray:
-    """Return a spectrogram as [1, H, W]: 8-bit values unchanged, anything else as float32.
-
-    Raises:
-        UserError: If the array or image has more than one channel, or values that are not finite.
-    """
-    del preprocessing
-    values = np.asarray(image if isinstance(image, np.ndarray) or image.mode != "P" else image.convert("RGB"))
-    values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    if values.ndim != 2 or values.dtype.kind not in "uif":
-        found = f"{values.dtype} {values.shape}"
-        raise UserError("an array that is not a spectrogram", found=found, expected="numbers H×W or H×W×1, or a gray image")
-    example = np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32))
-    if not np.isfinite(example).all():
-        raise UserError("a spectrogram with values that are not finite", found="NaN, infinity or a value above 3e38")
-    return example[None]
-
-
-@prepare_batch.register(Spectrogram)
-def _prepare_spectrograms(preprocessing: Spectrogram, batch: Tensor) -> Tensor:
-    """Return a batch [B, 1, H, W] as [B, channels, H, W].
-
-    Raises:
-        UserError: If the number of channels, mean or standard deviation cannot be used.
-    """
-    if preprocessing.channels < 1 or not (isfinite(preprocessing.mean) and 0 < preprocessing.std < inf):
-        expected = "one channel or more, a mean, and a standard deviation above 0"
-        raise UserError("preprocessing: spectrogram", found=str(preprocessing), expected=expected)
-    values = (batch.to(torch.float32) - preprocessing.mean) / preprocessing.std
-    return values.expand(*values.shape[:-3], preprocessing.channels, *values.shape[-2:])
-
-
-def _check_values(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
-    usable = all(isfinite(value) and (name != "std" or value > 0) for value in values)
-    if not usable or len(values) not in {1, 3}:
-        expected = f"one or three {'numbers above 0' if name == 'std' else 'numbers'}, in the unit that scale gives"
-        raise UserError(f"preprocessing: {name}", found=str(list(values)), expected=expected)
-    return values
-
-
-def _interpolation_mode(name: str) -> Any:
-    from torchvision.transforms import InterpolationMode
-
-    return InterpolationMode(name)
+    prepared: Batch = _implementation(preprocessing).prepare_batch(preprocessing, batch)
+    return prepared

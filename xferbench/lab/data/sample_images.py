@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from xferbench.core.transforms import Tokens
 from xferbench.lab.data import datasets
 from xferbench.lab.data.preprocessing import to_tensor
 
@@ -58,6 +59,7 @@ def to_pixels(network_input: Tensor, recorded: InputTransform, value_range: tupl
 
     Inputs with other than three channels become gray. ``value_range`` holds the stored values that become black and white.
     """
+    assert not isinstance(recorded, Tokens), "texts are no pictures"
     network_input = torch.nan_to_num(network_input if network_input.shape[1] == 3 else network_input.mean(1, keepdim=True))
     mean, std = (_by_channel(values, network_input.shape[1]) for values in (recorded.mean, recorded.std))
     values = (network_input * std + mean) / getattr(recorded, "scale", 1.0)  # not every kind of preprocessing has a scale

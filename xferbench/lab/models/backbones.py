@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
 
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.interventions import AllLayers, TopGroups, Trainable
-from xferbench.data import user_code
+from xferbench.data import language, user_code
 from xferbench.lab.data import batch
 from xferbench.lab.models.batchnorm import batchnorm_layers, preserve_modes
 from xferbench.lab.training import seeds
@@ -71,7 +71,7 @@ def known_archs() -> tuple[str, ...]:
     import torchvision
 
     classifiers = torchvision.models.list_models(module=torchvision.models)
-    return ("tiny-resnet", *CIFAR_DEPTHS, *(f"torchvision:{name}" for name in classifiers))
+    return ("tiny-resnet", "tiny-bert", *CIFAR_DEPTHS, *(f"torchvision:{name}" for name in classifiers))
 
 
 def build(arch: str, classes: int, code: UserCode | None = None) -> nn.Module:
@@ -86,7 +86,7 @@ def build(arch: str, classes: int, code: UserCode | None = None) -> nn.Module:
         UserError: if the name is unknown, or a library is not installed.
         xferbench.data.user_code.UserCodeError: if the user code raises.
     """
-    from xferbench.lab.models import small_resnets, transformers_models
+    from xferbench.lab.models import small_resnets, tiny_bert, transformers_models
 
     if code is not None:
         return _build_with_user_code(code, classes)
@@ -96,10 +96,11 @@ def build(arch: str, classes: int, code: UserCode | None = None) -> nn.Module:
         return transformers_models.build(arch, classes)
     if arch not in known_archs():
         raise _unknown_arch(arch, known_archs())
-    if arch == "tiny-resnet":
-        return small_resnets.tiny_resnet(classes)
-    if arch in CIFAR_DEPTHS:
-        return small_resnets.cifar_resnet(CIFAR_DEPTHS[arch], classes)
+    if arch == "tiny-bert":
+        return tiny_bert.tiny_bert(classes, len(language.vocabulary_lines()))
+    if not arch.startswith("torchvision:"):
+        depth = CIFAR_DEPTHS.get(arch)
+        return small_resnets.cifar_resnet(depth, classes) if depth else small_resnets.tiny_resnet(classes)
     import torchvision
 
     name = arch.removeprefix("torchvision:")

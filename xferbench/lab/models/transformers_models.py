@@ -1,4 +1,4 @@
-"""Image classifiers in folders that transformers saved. Reads files; imports torch, and transformers where a network is built.
+"""Networks in folders that transformers saved. Reads files; imports torch, and transformers where a network is built.
 
 Nothing is downloaded, and no code of the folder runs.
 """
@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from xferbench.core.errors import UserError
 from xferbench.core.transforms import Preprocessing
 from xferbench.data import weights_folder
+from xferbench.lab.models.transformers_text import (
+    TextClassifier,
+    TextNetwork,
+    build_text_network,
+    is_text_network,
+    pretrained_arguments,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +53,7 @@ def find_arch(weights: Path) -> str:
     Raises:
         UserError: if transformers is not installed.
     """
-    if not _is_classifier(weights_folder.transformers_config(weights)):
+    if not _is_known(weights_folder.transformers_config(weights), weights.parent):
         return ""
     import_transformers()
     return f"{PREFIX}{weights.parent.resolve()}"
@@ -55,6 +62,8 @@ def find_arch(weights: Path) -> str:
 def build(arch: str, classes: int) -> nn.Module:
     """Build the network that ``config.json`` describes, with random weights and a head of ``classes`` outputs.
 
+    A network for text that was only pretrained gets a linear head on its pooled hidden states.
+
     Raises:
         UserError: if transformers is not installed, or cannot build the network.
     """
@@ -62,28 +71,31 @@ def build(arch: str, classes: int) -> nn.Module:
     if not (folder / weights_folder.CONFIG_FILE).is_file():
         expected = f"{PREFIX}DIR, a folder with {weights_folder.CONFIG_FILE}"
         raise UserError("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
-    return LogitsOnly(_build_classifier(folder, classes).float())
+    return _build_network(folder, classes).float()
 
 
 def rename_tensors(state: dict[str, Tensor], weights: Path) -> dict[str, Tensor]:
     """Return tensors under the names of the network in the installed transformers, which may differ from those in the file.
 
-    Tensors are returned unchanged if they do not belong to an image classifier of transformers, or it is not installed.
+    Tensors are returned unchanged if they do not belong to a known network of transformers, or it is not installed.
     """
     config = weights_folder.transformers_config(weights)
-    if not _is_classifier(config) or not is_installed():
+    if not _is_known(config, weights.parent) or not is_installed():
         return state
     with torch.device("meta"):
-        network = _build_classifier(weights.parent)
-    if network.state_dict().keys() <= state.keys():
+        network = _build_network(weights.parent)
+    is_pretrained = isinstance(network, TextNetwork)
+    model = network.encoder.model if isinstance(network, TextNetwork) else network.model
+    arguments = pretrained_arguments(model.config) if is_pretrained else {}
+    if model.state_dict().keys() == state.keys():
         return state
     try:
-        model, report = type(network).from_pretrained(
-            None, config=network.config, state_dict=dict(state), output_loading_info=True
+        loaded, report = type(model).from_pretrained(
+            None, config=model.config, state_dict=dict(state), output_loading_info=True, **arguments
         )
     except (RuntimeError, ValueError):  # another size than in config.json; the message about the names in the file says more
         return state
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in report["missing_keys"]}
+    return {name: tensor for name, tensor in loaded.state_dict().items() if name not in report["missing_keys"]}
 
 
 def recorded_preprocessing(weights: Path) -> tuple[Preprocessing | None, str]:
@@ -138,25 +150,33 @@ def is_installed() -> bool:
     return True
 
 
+def _is_known(config: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a folder holds a network that classifies images, or a network for text."""
+    return _is_classifier(config) or (bool(config) and is_text_network(config, folder))
+
+
 def _is_classifier(config: Mapping[str, Any]) -> bool:
     architectures = config.get("architectures") or [CLASSIFIER_SUFFIX]
     return bool(config) and isinstance(architectures, list) and str(architectures[0]).endswith(CLASSIFIER_SUFFIX)
 
 
-def _build_classifier(folder: Path, classes: int | None = None) -> Any:
+def _build_network(folder: Path, classes: int | None = None) -> LogitsOnly | TextClassifier | TextNetwork:
     transformers = import_transformers()
+    is_text = is_text_network(weights_folder.read_json(folder / weights_folder.CONFIG_FILE), folder)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), **local)
+        if is_text:
+            return build_text_network(transformers, config, folder, classes)
         if classes is not None:
             config.num_labels = classes
-        return transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        return LogitsOnly(transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False))
     except (ValueError, TypeError, LookupError, AttributeError, ImportError, OSError, RuntimeError) as error:
         found = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise UserError(
             f"{folder}: transformers cannot build the network of {weights_folder.CONFIG_FILE}",
             found=found,
-            expected="an image classifier whose code is part of transformers",
+            expected="a network for images or text whose code is part of transformers",
             do="install the version of transformers that saved it, or state arch = python:MODULE:CALLABLE",
         ) from error
 

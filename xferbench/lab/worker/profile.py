@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
 from xferbench.core.plugin import DataProfile, ModelProfile, Profile, ProfileRequest, Timing, UserCodeProfile
-from xferbench.core.transforms import InputTransform, Preprocessing
-from xferbench.data import user_code
-from xferbench.lab.data import datasets, domains
+from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Tokens, complete_tokens
+from xferbench.data import sources, user_code
+from xferbench.lab.data import batch, datasets, domains, tokens
 from xferbench.lab.data.preprocessing import to_tensor
 from xferbench.lab.models import (
     backbones,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
     from xferbench.core.finished_head import FinishedHead
     from xferbench.core.pipeline import Data, UserCode, WeightsFile
-    from xferbench.lab.data import batch
 
 IMAGENET_MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The preprocessing with which the published weights of He et al.'s CIFAR networks were trained.
 CIFAR_PREPROCESSING = Preprocessing(resize=32, crop=32, mean=IMAGENET_MEAN_STD[0], std=IMAGENET_MEAN_STD[1])
+COMMON_LENGTHS = (32, 64, 128, 256, 512, 1024)  # of texts, in tokens
 COMMON_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)  # sides of square images in pixels
 TIMED_IMAGES = 32  # images in a batch
 NORMALIZATION_TOLERANCE = 0.01  # of a mean or a standard deviation; records are rounded differently
@@ -61,7 +61,7 @@ def resolve_device(name: str) -> str:
     return available[0] if name == "auto" else name
 
 
-def checkpoint_preprocessing(arch: str, weights: WeightsFile) -> tuple[Preprocessing | None, str]:
+def checkpoint_preprocessing(arch: str, weights: WeightsFile) -> tuple[Preprocessing | Tokens | None, str]:
     """Return the preprocessing of a checkpoint, and a note if it is only an assumption.
 
     The preprocessing is known if the file or its folder records it, or if torchvision or timm publishes it. Otherwise that
@@ -75,6 +75,8 @@ def checkpoint_preprocessing(arch: str, weights: WeightsFile) -> tuple[Preproces
     )
     if exact is not None:
         return exact, ""
+    if (recorded_tokens := tokens.recorded_tokens(Path(weights.path))) is not None:
+        return recorded_tokens, ""
     saved, note = transformers_models.recorded_preprocessing(Path(weights.path))
     if saved is not None:
         return saved, note
@@ -118,6 +120,8 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     if checkpoint is None:  # a finished network may have been trained with other values than those it started from
         _refuse_contradiction(arch, weights, request.preprocessing)
     transform, trust = _preprocessing(request)
+    if isinstance(transform, Tokens):
+        transform = _fit_length(transform, request)
     test_size = request.test_size
     dataset = datasets.load_dataset(request.target, transform, None if checkpoint else test_size, cache)
     train, validation = _subset(dataset, request)
@@ -180,10 +184,27 @@ def _preprocessing(request: ProfileRequest) -> tuple[InputTransform, str]:
     """
     recorded, note = checkpoint_preprocessing(request.arch, request.weights)
     stated = request.preprocessing
+    if isinstance(recorded, Tokens):
+        stated = stated or recorded
+        if not isinstance(stated, Tokens):
+            found, expected = INPUT_KINDS[type(stated)], "text, the kind of the weights"
+            raise UserError("[backbone] preprocessing: kind", found=found, expected=expected, do="leave preprocessing out")
+        return complete_tokens(stated, recorded), ""
     if stated is None:
         return recorded or Preprocessing(), note
     is_confirmed = request.checkpoint is not None or (isinstance(stated, Preprocessing) and recorded is not None and not note)
     return stated, "" if is_confirmed else "preprocessing: stated under [backbone], and not recorded with these weights"
+
+
+def _fit_length(transform: Tokens, request: ProfileRequest) -> Tokens:
+    """Return a transform that is as long as the longest text of all datasets of a request."""
+    splits = (
+        split
+        for data in (request.target, request.source, request.shifted)
+        if data is not None
+        for split in sources.read_dataset(data.spec, None)[1].values()
+    )
+    return tokens.fit_length(transform, [example for split in splits for example in split.images])
 
 
 def _build_network(
@@ -235,13 +256,23 @@ def _run_network(
 
 
 def _accepted_sizes(module: torch.nn.Module, transform: InputTransform) -> tuple[int, ...]:
-    """Return the common sizes of images that a network accepts; position embeddings of a fixed number, for example, do not."""
-    return tuple(size for size in COMMON_SIZES if isinstance(transform, Preprocessing) and _accepts(module, size))
+    """Return the common sizes of images, or lengths of texts, that a network accepts.
+
+    Position embeddings of a fixed number, for example, limit them.
+    """
+    if isinstance(transform, Tokens):
+        return tuple(length for length in COMMON_LENGTHS if _accepts(module, _text_shape(length)))
+    sizes = COMMON_SIZES if isinstance(transform, Preprocessing) else ()
+    return tuple(size for size in sizes if _accepts(module, (3, size, size)))
 
 
-def _accepts(module: torch.nn.Module, size: int) -> bool:
+def _text_shape(length: int) -> batch.Shape:
+    return batch.example_shape(to_tensor(torch.zeros(1, 2, length, dtype=torch.int32), Tokens()))
+
+
+def _accepts(module: torch.nn.Module, shape: batch.Shape) -> bool:
     try:
-        backbones.trace_modules(module, (3, size, size))
+        backbones.trace_modules(module, shape)
     except Exception:  # noqa: BLE001 - whatever a network raises, it does not accept the size
         return False
     return True
@@ -293,7 +324,7 @@ def _refuse_contradiction(arch: str, weights: WeightsFile, stated: InputTransfor
     The cured arm uses the statement, so a wrong one would pass as the right preprocessing.
     """
     recorded, note = checkpoint_preprocessing(arch, weights)
-    if note or recorded is None or not isinstance(stated, Preprocessing):
+    if note or not isinstance(recorded, Preprocessing) or not isinstance(stated, Preprocessing):
         return
     pairs = zip(_normalization(stated), _normalization(recorded), strict=True)
     has_other_values = any(abs(value - expected) > NORMALIZATION_TOLERANCE for value, expected in pairs)
@@ -322,12 +353,12 @@ def _name_user_code(code: UserCode | None) -> AbstractContextManager[None]:
     return nullcontext() if code is None else user_code.name_errors(code)
 
 
-def _time_batch(module: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+def _time_batch(module: torch.nn.Module, images: batch.Batch, labels: torch.Tensor) -> tuple[float, float]:
     """Return the seconds of a forward pass and of a training step; reading a number waits for the device.
 
     On a CPU these are seconds of the processor, which a busy machine does not lengthen, so that a budget affords the same work.
     """
-    clock = process_time if images.device.type == "cpu" else perf_counter
+    clock = process_time if labels.device.type == "cpu" else perf_counter
     start = clock()
     with torch.no_grad():
         float(module(images).sum())
@@ -349,8 +380,7 @@ def _measure_seconds(
     forward = step = 0.0
     for batch_size in (TIMED_IMAGES // 8, TIMED_IMAGES):
         count = min(batch_size, len(dataset.test.labels))
-        images: torch.Tensor = to_tensor(torch.from_numpy(np.array(dataset.test.images[:count])), transform)
-        images = images.to(device)
+        images = to_tensor(torch.from_numpy(np.array(dataset.test.images[:count])).to(device), transform)
         labels = torch.from_numpy(dataset.test.labels[:count]).to(device)
         F.cross_entropy(module(images), labels).backward()  # a warm-up
         times = [_time_batch(module, images, labels) for _ in range(REPEATED_TIMINGS)]

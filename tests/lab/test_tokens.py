@@ -1,0 +1,170 @@
+"""Texts become the ids, the mask and the segments that a network of BERT's kind gets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from xferbench.core.errors import UserError
+from xferbench.core.transforms import Preprocessing, Spectrogram, Tokens, complete_tokens
+from xferbench.data.raw import TextExample
+from xferbench.lab.data import tokens
+from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_tensor
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+WORDS = ("red", "green", "blue", "Red", "##dish")  # ids 5 to 9
+RED, GREEN, BLUE, CAPITAL_RED = 5, 6, 7, 8
+
+
+@pytest.fixture
+def weights(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 32}')
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 1e30}')
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def recorded(weights):
+    return tokens.recorded_tokens(weights)
+
+
+def ids(text, transform, pair=""):
+    return apply_geometry(TextExample(text, pair), transform)[0].tolist()
+
+
+def segments(text, transform, pair=""):
+    return apply_geometry(TextExample(text, pair), transform)[1].tolist()
+
+
+def test_the_recorded_transform_has_the_settings_of_the_files(recorded):
+    assert (recorded.lowercase, recorded.max_length, recorded.padding) == (True, 32, "right")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "vocab.txt"])
+def test_without_a_tokenizer_or_a_configuration_nothing_is_recorded(weights, missing):
+    (weights.parent / missing).unlink()
+    assert tokens.recorded_tokens(weights) is None
+
+
+def test_the_sides_and_the_limit_of_a_tokenizer_are_read(weights):
+    (weights.parent / "tokenizer_config.json").write_text(
+        '{"model_max_length": 16, "padding_side": "left", "truncation_side": "left", "do_lower_case": false}'
+    )
+    read = tokens.recorded_tokens(weights)
+    assert (read.max_length, read.padding, read.truncation, read.lowercase) == (16, "left", "left", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [CLS, RED, GREEN, SEP, PAD, PAD]),
+        ({"special": "none"}, [RED, GREEN, PAD, PAD, PAD, PAD]),
+        ({"special": "twice"}, [CLS, CLS, RED, GREEN, SEP, SEP]),
+        ({"padding": "left"}, [PAD, PAD, CLS, RED, GREEN, SEP]),
+        ({"extra_padding": 2}, [CLS, RED, GREEN, SEP, PAD, PAD, PAD, PAD]),
+        ({"lowercase": False}, [CLS, CAPITAL_RED, GREEN, SEP, PAD, PAD]),
+        ({"max_length": 3}, [CLS, RED, SEP]),
+        ({"max_length": 3, "truncation": "left"}, [CLS, GREEN, SEP]),
+    ],
+)
+def test_each_setting_changes_the_ids_as_stated(change, expected, recorded):
+    assert ids("Red green", replace(recorded, max_length=6) if "max_length" not in change else replace(recorded, **change)) == (
+        expected if not change or "max_length" in change else [CLS, RED, GREEN, SEP, PAD, PAD]
+    )
+    if "max_length" not in change:
+        assert ids("Red green", replace(recorded, **({"max_length": 6} | change))) == expected
+
+
+def test_a_pair_has_two_segments_and_padding_has_none(recorded):
+    transform = replace(recorded, max_length=8)
+    assert ids("red", transform, "blue green") == [CLS, RED, SEP, BLUE, GREEN, SEP, PAD, PAD]
+    assert segments("red", transform, "blue green") == [0, 0, 0, 1, 1, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "room", "kept"),
+    [(5, 1, 4, (3, 1)), (1, 5, 4, (1, 3)), (5, 5, 4, (2, 2)), (5, 5, 5, (3, 2)), (2, 2, 9, (2, 2)), (3, 3, 0, (0, 0))],
+)
+def test_the_longer_text_of_a_pair_is_cut_first(first, second, room, kept):
+    cut = tokens._truncate(list(range(first)), list(range(second)), room, "right")
+    assert tuple(map(len, cut)) == kept
+
+
+def test_a_network_gets_the_mask_unless_it_is_left_out(recorded):
+    transform = replace(recorded, max_length=5)
+    batch = torch.from_numpy(apply_geometry(TextExample("red"), transform))[None]
+    prepared = to_tensor(batch, transform)
+    assert prepared["input_ids"].tolist() == [[CLS, RED, SEP, PAD, PAD]]
+    assert prepared["attention_mask"].tolist() == [[1, 1, 1, 0, 0]]
+    assert prepared["token_type_ids"].tolist() == [[0] * 5]
+    assert to_tensor(batch, replace(transform, masked=False))["attention_mask"].tolist() == [[1] * 5]
+    assert (
+        geometry_key(transform)
+        == geometry_key(replace(transform, masked=False))
+        != geometry_key(replace(transform, padding="left"))
+    )
+
+
+def test_another_vocabulary_permutes_ordinary_tokens_only(recorded):
+    transform = replace(recorded, max_length=8)
+    plain, shuffled = (np.array(ids("red green blue reddish", t)) for t in (transform, replace(transform, shuffled=True)))
+    special = np.isin(plain, range(5))
+    assert (plain[special] == shuffled[special]).all()
+    assert sorted(set(shuffled[~special])) != sorted(set(plain[~special])) or (plain != shuffled).any()
+    other = tokens._other_vocabulary(tokens._load(transform))
+    assert sorted(other) == list(range(10))
+    assert other[:5].tolist() == list(range(5))
+
+
+def test_the_length_is_that_of_the_longest_text_in_eights(recorded):
+    texts = [TextExample("red " * 9), TextExample("red")]
+    assert tokens.fit_length(recorded, texts).max_length == 16
+    assert tokens.fit_length(recorded, [TextExample("red " * 99)]).max_length == 32
+    assert tokens.count_truncated(replace(recorded, max_length=8), texts) == 1
+
+
+def test_a_statement_keeps_its_values_and_gets_the_others_from_the_record(recorded):
+    stated = complete_tokens(Tokens(lowercase=False, padding="left"), recorded)
+    assert (stated.lowercase, stated.padding, stated.max_length) == (False, "left", 32)
+    assert (stated.tokenizer, stated.tokenizer_path) == (recorded.tokenizer, recorded.tokenizer_path)
+
+
+def test_a_tokenizer_that_changes_during_a_run_is_refused(weights, recorded):
+    (weights.parent / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\n")
+    tokens._load_tokenizer.cache_clear()
+    with pytest.raises(UserError, match="the tokenizer changed"):
+        ids("red", recorded)
+
+
+def test_a_fast_tokenizer_of_bert_is_read_without_its_library(weights):
+    import json
+
+    vocab = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    (weights.parent / "vocab.txt").unlink()
+    (weights.parent / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
+    read = tokens.recorded_tokens(weights)
+    assert ids("red reddish", replace(read, max_length=6)) == [CLS, RED, RED, 9, SEP, PAD]
+
+
+def test_another_kind_of_tokenizer_is_named(weights):
+    (weights.parent / "vocab.txt").unlink()
+    (weights.parent / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}')
+    with pytest.raises(UserError, match=r"tokenizer\.json: not supported") as caught:
+        ids("red", tokens.recorded_tokens(weights))
+    assert caught.value.found == "a tokenizer of the kind Unigram"
+
+
+@pytest.mark.parametrize("transform", [Preprocessing(), Spectrogram()])
+def test_a_text_for_another_kind_of_network_is_refused(transform):
+    with pytest.raises(UserError, match="a text for a network that takes"):
+        apply_geometry(TextExample("red"), transform)
+
+
+def test_an_image_for_a_network_that_takes_text_is_refused(recorded):
+    with pytest.raises(UserError, match="an image for a network that takes text"):
+        apply_geometry(np.zeros((4, 4, 3), np.uint8), recorded)

@@ -1,0 +1,216 @@
+"""Convert texts to token ids by the tokenizer that is saved with the weights. Reads files; imports torch.
+
+The vocabulary of BERT-like models (WordPiece) is read without another library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xferbench.core.errors import UserError
+from xferbench.core.transforms import Tokens
+from xferbench.data import weights_folder, wordpiece
+from xferbench.data.raw import TextExample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from xferbench.data.raw import DecodedExample, RawExample
+    from xferbench.lab.data.batch import Batch
+
+DEFAULT_MAX_LENGTH = 512  # tokens, if neither the tokenizer nor the network has a limit
+NO_LIMIT = 10**6  # transformers writes a number such as 1e30 for a tokenizer without a limit
+LENGTH_MULTIPLE = 8  # a length is rounded up to it, as in the padding of a Trainer
+NO_SEGMENT = -1  # marks padding in stored examples
+SHUFFLE_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """A tokenizer.
+
+    Attributes:
+        encode: the function from a text, and whether it is converted to lower case, to token ids without special tokens.
+        before, between, after: the special tokens before the first text, between a pair, and at the end.
+        padding: the id of the padding token.
+        special: the ids of all special tokens.
+        size: the number of tokens.
+    """
+
+    encode: Callable[[str, bool], Sequence[int]]
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    padding: int
+    special: frozenset[int]
+    size: int
+
+
+def recorded_tokens(weights: Path) -> Tokens | None:
+    """Return the transform of the tokenizer that is saved next to a file of weights; None if there is no tokenizer.
+
+    Its ``max_length`` is the limit of the tokenizer or the network.
+    """
+    files = [weights.with_name(name) for name in weights_folder.TOKENIZER_FILES]
+    config = weights_folder.transformers_config(weights)
+    if not config or not weights_folder.has_tokenizer(weights.parent):
+        return None
+    settings = weights_folder.read_json(files[-1])
+    limits = [settings.get("model_max_length"), config.get("max_position_embeddings")]
+    usable = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < NO_LIMIT]
+    lowercase = settings.get("do_lower_case")
+    return Tokens(
+        tokenizer=_digest_files(files),
+        tokenizer_path=str(weights.parent),
+        lowercase=lowercase if isinstance(lowercase, bool) else None,
+        max_length=min(usable, default=DEFAULT_MAX_LENGTH),
+        padding="left" if settings.get("padding_side") == "left" else "right",
+        truncation="left" if settings.get("truncation_side") == "left" else "right",
+    )
+
+
+def fit_length(transform: Tokens, examples: Iterable[RawExample]) -> Tokens:
+    """Return a transform whose ``max_length`` is that of the longest text, if it is shorter.
+
+    Raises:
+        UserError: If an example is no text, or the tokenizer cannot be read.
+    """
+    tokenizer = _load(transform)
+    texts = map(_require_text, examples)
+    longest = max((len(_ids_and_segments(tokenizer, transform, text)[0]) for text in texts), default=0)
+    rounded = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return replace(transform, max_length=min(transform.max_length, max(rounded, LENGTH_MULTIPLE)))
+
+
+def count_truncated(transform: Tokens, examples: Iterable[TextExample]) -> int:
+    """Return how many texts are cut."""
+    tokenizer, longer = _load(transform), replace(transform, max_length=NO_LIMIT)
+    return sum(len(_ids_and_segments(tokenizer, longer, example)[0]) > transform.max_length for example in examples)
+
+
+def geometry_key(transform: Tokens) -> Tokens:
+    """Return the geometry of a text: the mask is computed from the stored ids."""
+    return replace(transform, masked=True)
+
+
+def store_example(transform: Tokens, example: DecodedExample) -> np.ndarray:
+    """Return a text as [2, L] int32: token ids, and the segment of each token, which is -1 for padding.
+
+    Raises:
+        UserError: If the example is no text, or the tokenizer cannot be read.
+    """
+    tokenizer = _load(transform)
+    ids, segments = _ids_and_segments(tokenizer, transform, _require_text(example))
+    length = transform.max_length + transform.extra_padding
+    stored = np.full((2, length), NO_SEGMENT, np.int32)
+    stored[0] = tokenizer.padding
+    position = slice(length - len(ids), length) if transform.padding == "left" else slice(0, len(ids))
+    stored[:, position] = ids, segments
+    return stored
+
+
+def prepare_batch(transform: Tokens, batch: Tensor) -> Batch:
+    """Return a batch [B, 2, L] as the mapping of ids, mask and segments, each [B, L] int64."""
+    ids, segments = batch[..., 0, :].long(), batch[..., 1, :].long()
+    mask = (segments != NO_SEGMENT).long() if transform.masked else torch.ones_like(segments)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments.clamp(min=0)}
+
+
+def _require_text(example: RawExample | DecodedExample) -> TextExample:
+    if not isinstance(example, TextExample):
+        do = "name a table of texts, csv:FILE or jsonl:FILE, or a backbone that takes images"
+        raise UserError("an image for a network that takes text", found="an image", expected="a text", do=do)
+    return example
+
+
+def _ids_and_segments(tokenizer: Tokenizer, transform: Tokens, example: TextExample) -> tuple[list[int], list[int]]:
+    """Return the token ids of a text or a pair and their segments, without padding."""
+    first, second = (list(tokenizer.encode(text, bool(transform.lowercase))) for text in example)
+    has_pair = bool(example.pair)
+    repeats = {"none": 0, "single": 1, "twice": 2}[transform.special]
+    before, between, after = (repeats * part for part in (tokenizer.before, tokenizer.between, tokenizer.after))
+    between = between if has_pair else ()
+    room = max(0, transform.max_length - len(before) - len(between) - len(after))
+    first, second = _truncate(first, second, room, transform.truncation)
+    if transform.shuffled:
+        other = _other_vocabulary(tokenizer)
+        first, second = ([int(other[token]) for token in part] for part in (first, second))
+    ids = [*before, *first, *between, *second, *after]
+    split = len(before) + len(first) + len(between) if has_pair else len(ids)
+    return ids[: transform.max_length], [int(place >= split) for place in range(len(ids))][: transform.max_length]
+
+
+def _truncate(first: list[int], second: list[int], room: int, side: str) -> tuple[list[int], list[int]]:
+    """Cut two texts to a number of tokens in all, the longer one first."""
+    excess = len(first) + len(second) - room
+    if excess <= 0:
+        return first, second
+    kept_first = min(len(first), max(room - len(second), (room + 1) // 2))
+    parts = (first, kept_first), (second, room - kept_first)
+    first, second = (part[len(part) - kept :] if side == "left" else part[:kept] for part, kept in parts)
+    return first, second
+
+
+def _other_vocabulary(tokenizer: Tokenizer) -> np.ndarray:
+    """Return for each id that of another token; special tokens keep theirs."""
+    ordinary = np.array([token for token in range(tokenizer.size) if token not in tokenizer.special])
+    other = np.arange(tokenizer.size)
+    other[ordinary] = np.random.default_rng(SHUFFLE_SEED).permutation(ordinary)
+    return other
+
+
+def _load(transform: Tokens) -> Tokenizer:
+    return _load_tokenizer(transform.tokenizer_path, transform.tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _load_tokenizer(folder: str, digest: str) -> Tokenizer:
+    """Read the tokenizer in a folder.
+
+    Raises:
+        UserError: If it cannot be read, or differs from the one that was profiled.
+    """
+    files = [Path(folder, name) for name in weights_folder.TOKENIZER_FILES]
+    if _digest_files(files) != digest:
+        do = "keep it unchanged during a run"
+        raise UserError(f"{folder}: the tokenizer changed", found="other files", expected="the ones of the profile", do=do)
+    vocabulary = _read_vocabulary(files)
+    specials = (vocabulary.pad, vocabulary.unknown, vocabulary.start, vocabulary.separator, vocabulary.mask)
+    return Tokenizer(
+        encode=lambda text, lowercase: wordpiece.encode(vocabulary, text, lowercase=lowercase),
+        before=(vocabulary.start,),
+        between=(vocabulary.separator,),
+        after=(vocabulary.separator,),
+        padding=vocabulary.pad,
+        special=frozenset(specials),
+        size=len(vocabulary.ids),
+    )
+
+
+def _read_vocabulary(files: Sequence[Path]) -> wordpiece.Vocabulary:
+    """Return the vocabulary of ``tokenizer.json`` or, without it, of ``vocab.txt``."""
+    model: Mapping[str, Any] = weights_folder.read_json(files[0]).get("model") or {}
+    vocab = model.get("vocab")
+    if model.get("type", "WordPiece") == "WordPiece" and isinstance(vocab, dict):
+        return wordpiece.build_vocabulary(sorted(vocab, key=lambda token: int(vocab[token])))
+    if files[1].is_file():
+        return wordpiece.read_vocabulary(files[1])
+    found = f"a tokenizer of the kind {model.get('type', 'unknown')}"
+    raise UserError(f"{files[0]}: not supported", found=found, expected="WordPiece, as BERT has it")
+
+
+def _digest_files(files: Iterable[Path]) -> str:
+    """Return a digest of the names and the content of the files that exist."""
+    hasher = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            hasher.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return hasher.hexdigest()
