@@ -49,7 +49,9 @@ def test_crashes_and_divergence_are_counted_once_and_by_arm(run):
 def test_error_bars_are_explained(run):
     answers = answers_of(run)
     assert answers["What do error bars mean?"].startswith("One-sided bounds, each at 95 %")
-    assert answers["Which sources of variation do they include?"].startswith("Crossed random effects of seeds and test images")
+    assert answers["Which sources of variation do they include?"].startswith(
+        "Crossed random effects of seeds and test examples"
+    )
     assert "bootstrap" not in answers["Which sources of variation do they include?"]
     balanced = answers_of(replace(run, suite={**run.suite, "metric": "balanced_accuracy"}))
     assert balanced["Which sources of variation do they include?"].endswith("widened by a bootstrap.")
@@ -125,8 +127,8 @@ def test_skipped_and_missing_measurements_are_listed(run):
 def test_an_audit_has_one_network_and_no_tuning_seeds(run):
     answers = answers_of(replace(run, suite={**run.suite, "after": "model.pth", "tuning_seeds": 3}))
     assert answers["How many runs is a result based on?"] == "One finished network, which was not trained in this run."
-    assert answers["Which sources of variation do they include?"] == "Test images only, for this one network."
-    assert "one half of the test images" in answers["How was the best candidate selected?"]
+    assert answers["Which sources of variation do they include?"] == "Test examples only, for this one network."
+    assert "one half of the test examples" in answers["How was the best candidate selected?"]
 
 
 def test_names_are_never_markup(run):

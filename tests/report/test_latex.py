@@ -33,14 +33,14 @@ def test_a_row_has_a_finding_with_bounds_controls_and_accuracies(run):
 def test_the_caption_explains_the_bounds(run):
     source = latex.render(run)
     for part in (
-        "Findings of the suite careless: tiny-resnet on synthetic:near, 200 training images",
+        "Findings of the suite careless: tiny-resnet on synthetic:near, 200 training examples",
         "Harm (in points of accuracy;",
-        "one-sided 95\\% bounds in brackets, over seeds crossed with 200 test images",
-        "Candidates were selected on images that no verdict uses",
+        "one-sided 95\\% bounds in brackets, over seeds crossed with 200 test examples",
+        "Candidates were selected on examples that no verdict uses",
     ):
         assert part in source
     audit_source = latex.render(replace(run, suite={**run.suite, "after": "model.pth"}))
-    assert "over the 200 test images of one finished network" in audit_source
+    assert "over the 200 test examples of one finished network" in audit_source
     assert "tuning seeds" not in audit_source
 
 

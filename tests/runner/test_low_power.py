@@ -20,7 +20,7 @@ def test_a_run_warns_of_a_test_set_that_decides_little(test_size, margin, warns)
     warn_of_low_power(suite, profile, (batchnorm_drift.plugin,), lambda progress: stages.append(progress.stage))
     assert len(stages) == warns
     if warns:
-        assert "40 test images (or groups) can decide little: with 5 seeds" in stages[0]
+        assert "40 test examples (or groups) can decide little: with 5 seeds" in stages[0]
 
 
 def test_other_metrics_have_no_warning_because_their_variance_is_not_known():

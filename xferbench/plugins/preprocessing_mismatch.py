@@ -1,15 +1,17 @@
-"""Images that reach the network in another form than in its pretraining.
+"""Images or texts that reach the network in another form than in its pretraining.
 
 Symptom
     Usually none: everything runs, and the accuracy is merely lower than it could be.
 
 Cause
-    Normalized twice, or not at all; 0–255 for 0–1; BGR for RGB; another interpolation, no antialias, another crop. A network
-    that is trained on such images adapts in part; one that meets them only in serving does not.
+    Normalized twice, or not at all; 0–255 for 0–1; BGR for RGB; another interpolation, no antialias, another crop. Texts: no
+    attention mask, another side of padding, special tokens that are missing or doubled, another case, the vocabulary of another
+    model, a text that is cut. A network that is trained on such inputs adapts in part; one that meets them only in serving
+    does not.
 
 Remedy
-    The preprocessing that belongs to the weights, in training and in serving: torchvision's transforms, timm's data config, or
-    the suite's [backbone].
+    The preprocessing that belongs to the weights, in training and in serving: torchvision's transforms, timm's data config, the
+    tokenizer that is saved with the weights, or the suite's [backbone].
 
 How it is judged
     Harm is metric(cured) − metric(subject). Cured has the recorded preprocessing in training and in serving. If only serving
@@ -23,6 +25,9 @@ How it is induced
     One variant for each mistake, in serving alone: ``raw`` (0–255), ``unnormalised``, ``twice-normalised``, ``bgr``, ``zoom``
     (shorter side resized to 1.5 times its correct length, the same crop), and if images are resized ``nearest`` and
     ``no-antialias``. Twice-normalized also in the other two regimes: ``twice-trained`` (in training alone) and ``twice-both``.
+    For texts: ``unmasked`` (16 more padding tokens, and no attention mask), ``padded-left`` (or right), ``no-special-tokens``,
+    ``special-tokens-twice``, ``other-case`` (lower case where the tokenizer has none, or the reverse), ``other-vocabulary``
+    (permuted ids) and ``truncated`` (to a quarter of the length).
 
 References
     CIFAR-10, ResNet-50, normalised twice: 95.25 to 68.51 % (open_clip issue 204); BGR for RGB, VGG-16: 65 to 49 % (KotlinDL);
@@ -43,6 +48,7 @@ from xferbench.plugin import (
     Profile,
     Record,
     Selection,
+    Tokens,
     records,
     replace_data,
     replace_serving,
@@ -51,9 +57,10 @@ from xferbench.plugin import (
 )
 from xferbench.plugins.preprocessing_forms import PUBLISHED, decoded_forms, geometry_forms, value_forms, with_values
 from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, preprocessing_mistakes
+from xferbench.plugins.text_forms import text_forms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 FITTED_VIEW = "bias-fitted"
 
@@ -87,7 +94,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
 plugin = Plugin(
     id="preprocessing-mismatch",
     version=2,
-    question="Does the network get its images in the form of its pretraining?",
+    question="Does the network get its inputs in the form of its pretraining?",
     doc=__doc__,
     applies=requires_pretrained,
     cure=cure,
@@ -97,7 +104,7 @@ plugin = Plugin(
 )
 
 
-AUDIT_DOC = """An autopsy of the form in which a network expects its images.
+AUDIT_DOC = """An autopsy of the form in which a network expects its images or texts.
 
 Symptom
     Everything runs, and the accuracy is merely lower than it could be.
@@ -121,8 +128,12 @@ How it is judged
     which the bias decides. The confidence is the share of resamples of the screened images in which the selected form is the
     best.
 
+    Texts: the other case, special tokens that are missing or doubled, no mask, and the other sides of padding and truncation
+    are tried, each alone.
+
 How it is induced
-    ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and if images are resized ``nearest``.
+    ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and if images are resized ``nearest``. For texts, the variants of the
+    experiment.
 
 References
     CIFAR-10, ResNet-50, normalised twice: 95.25 to 68.51 % (open_clip issue 204); BGR for RGB, VGG-16: 65 to 49 % (KotlinDL);
@@ -133,22 +144,30 @@ AS_STORED = (Preprocessing().orientation, Preprocessing().bits)
 
 
 def audit_applies(pipeline: Pipeline, _: Profile) -> str:
-    return "" if isinstance(pipeline.serving.preprocessing, Preprocessing) else "the autopsy only knows the forms of images"
+    is_known = isinstance(pipeline.serving.preprocessing, Preprocessing | Tokens)
+    return "" if is_known else "the autopsy only knows the forms of images and of texts"
 
 
 def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
     served = pipeline.serving.preprocessing
-    assert isinstance(served, Preprocessing)
-    forms: dict[InputTransform, None] = dict.fromkeys(
-        (pipeline.data.train_preprocessing, *value_forms(served), *decoded_forms(served, profile.data))
-    )
+    if isinstance(served, Tokens):
+        common: Iterable[InputTransform] = text_forms(served)
+    else:
+        assert isinstance(served, Preprocessing)
+        common = (*value_forms(served), *decoded_forms(served, profile.data))
+    forms = dict.fromkeys((pipeline.data.train_preprocessing, *common))
     candidates = tuple(replace_serving(pipeline, preprocessing=form) for form in forms if form != served)
     return Selection(candidates=candidates, by=f"validation-{FITTED_VIEW}", refine=refine_form)
 
 
 def refine_form(pipeline: Pipeline, profile: Profile) -> tuple[Pipeline, ...]:
-    """Return the pipeline with other geometries of its served images, and with other values if they are decoded otherwise."""
+    """Return the pipeline with other geometries of its served images, and with other values if they are decoded otherwise.
+
+    Each setting of a text is tried alone: many of them change so few answers that a second round would only follow chance.
+    """
     served = pipeline.serving.preprocessing
+    if isinstance(served, Tokens):
+        return ()
     assert isinstance(served, Preprocessing)
     forms = [*geometry_forms(served, profile.model), *decoded_forms(served, profile.data)]
     forms += value_forms(served) if (served.orientation, served.bits) != AS_STORED else ()
@@ -166,13 +185,14 @@ def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Recor
         return ""
     before, after = (records.accuracy(records_by_term[arm, FITTED_VIEW, 0]) for arm in ("subject", "cured"))
     preference = "the screened half prefers" if after > before else "the screened half prefers, and the other half does not,"
-    return f"{preference} images with {describe_preprocessing(cured.serving.preprocessing, subject.serving.preprocessing)}"
+    inputs = "texts" if isinstance(subject.serving.preprocessing, Tokens) else "images"
+    return f"{preference} {inputs} with {describe_preprocessing(cured.serving.preprocessing, subject.serving.preprocessing)}"
 
 
 audit = Plugin(
     id="preprocessing-mismatch",
     version=3,
-    question="Does the network get its images in the form that it expects?",
+    question="Does the network get its inputs in the form that it expects?",
     doc=AUDIT_DOC,
     applies=audit_applies,
     cure=audit_cure,
@@ -185,5 +205,5 @@ audit = Plugin(
         ),
     ),
     explain=explain,
-    remedy="serve images in the form that this audit confirmed",
+    remedy="serve images or texts in the form that this audit confirmed",
 )

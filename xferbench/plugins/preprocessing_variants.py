@@ -8,21 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xferbench.plugin import InputTransform, Preprocessing, Profile, Spectrogram, Tokens
+from xferbench.plugins.text_forms import TEXT_MISTAKES, text_mistakes
 
 IMAGE_MISTAKES = ("unnormalised", "raw", "bgr", "zoom", "nearest")
-TEXT_MISTAKES = (
-    "unmasked",
-    "padded-left",
-    "no-special-tokens",
-    "special-tokens-twice",
-    "other-case",
-    "other-vocabulary",
-    "truncated",
-)
 SERVING_MISTAKES = (*IMAGE_MISTAKES, *TEXT_MISTAKES)
-EXTRA_PADDING = 16  # tokens, as a longer text in the same batch would add
-KEPT_SHARE = 4  # a truncated text keeps this part of the tokens
-MIN_LENGTH = 4  # tokens of a truncated text, with the special ones
 ZOOM_FACTOR = 1.5  # shorter side, relative to its correct length
 
 
@@ -56,18 +45,3 @@ def preprocessing_mistakes(transform: InputTransform, profile: Profile) -> dict[
             mistakes["nearest"] = replace(transform, interpolation="nearest", antialias=False)
             mistakes["no-antialias"] = replace(transform, antialias=False)
     return {name: mistake for name, mistake in mistakes.items() if mistake != transform}
-
-
-def text_mistakes(transform: Tokens, limit: int) -> dict[str, InputTransform]:
-    """Return common mistakes with texts by name. Where padding matters, every text gets more of it, up to ``limit`` tokens."""
-    padded = replace(transform, extra_padding=transform.extra_padding + EXTRA_PADDING)
-    has_room = padded.max_length + padded.extra_padding <= limit
-    return {
-        **({"unmasked": replace(padded, masked=False)} if has_room else {}),
-        "padded-left": replace(transform, padding="right" if transform.padding == "left" else "left"),
-        "no-special-tokens": replace(transform, special="none"),
-        "special-tokens-twice": replace(transform, special="twice"),
-        "other-case": replace(transform, lowercase=not transform.lowercase),
-        "other-vocabulary": replace(transform, shuffled=not transform.shuffled),
-        "truncated": replace(transform, max_length=max(MIN_LENGTH, transform.max_length // KEPT_SHARE)),
-    }

@@ -20,7 +20,8 @@ How it is judged
 How it is induced
     ``train-mode`` and ``train-mode-by-class``: the network in training mode (BatchNorm with the statistics of its batches,
     dropout active) on shuffled batches, or on batches that are ordered by class. ``unnormalised``, ``raw`` (0–255), ``bgr``,
-    ``zoom``, and if images are resized ``nearest``: serving differs in that alone.
+    ``zoom``, and if images are resized ``nearest``: serving differs in that alone. Texts have the variants of
+    preprocessing-mismatch.
 
 Also measured
     ``flips``: share of the predictions that change between the two ways of serving, for the subject and each induced arm.

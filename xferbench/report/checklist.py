@@ -28,7 +28,7 @@ NOT_RECORDED = (
     "Licenses and consent for data and weights",
     "Energy, memory and the model of an accelerator",
     "Experiments before this run, by hand or elsewhere",
-    "Whether the test images were examined before this run",
+    "Whether the test examples were examined before this run",
 )
 
 
@@ -87,7 +87,7 @@ def _audit_seeds() -> dict[str, str]:
     return {
         "How many runs is a result based on?": "One finished network, which was not trained in this run.",
         "When was the number of seeds decided?": "There is one network.",
-        "On which seeds were choices made?": "None: choices were made on one half of the test images.",
+        "On which seeds were choices made?": "None: choices were made on one half of the test examples.",
     }
 
 
@@ -123,11 +123,11 @@ def _statistics(run: Run) -> dict[str, str]:
     images = " or ".join(map(str, sorted({finding.estimate.examples for finding in run.findings if finding.estimate.examples})))
     predictions = [cell.record.predictions for cell in run.cells if cell.record.predictions is not None]
     grouped = any(len(prediction.group) for prediction in predictions)
-    model = "Crossed random effects of seeds and test images (Student's t with Satterthwaite's degrees of freedom)"
+    model = "Crossed random effects of seeds and test examples (Student's t with Satterthwaite's degrees of freedom)"
     if suite.get("after"):
-        model = "Test images only, for this one network"
+        model = "Test examples only, for this one network"
     bootstrap = "" if metric.mean else "; for this metric from jackknife pseudo-values, widened by a bootstrap"
-    groups = "; groups of images are the units, each with the weight of its images" if grouped else ""
+    groups = "; groups of examples are the units, each with the weight of its images" if grouped else ""
     others = _other_metrics(run)
     return {
         "What is the metric?": _sentence([suite["metric"], *(["other contrasts: " + "; ".join(others)] if others else [])]),
@@ -135,7 +135,7 @@ def _statistics(run: Run) -> dict[str, str]:
         "What do error bars mean?": f"One-sided bounds, each at {format.format_confidence(alpha)}; both together are an"
         f" interval at {format.format_confidence(2 * alpha)}. They are not corrected for the number of intervals.",
         "Which sources of variation do they include?": f"{model}{bootstrap}{groups}.",
-        "On how many test images?": f"{images}{' groups or images' if grouped else ''}." if images else "",
+        "On how many test examples?": f"{images}{' groups or examples' if grouped else ''}." if images else "",
         "How are multiple comparisons corrected?": "FAIL is corrected by Holm's procedure over all hypotheses of the run."
         " PASS is not: that nothing has failed is wrong only if at least one PASS is wrong (intersection-union test)."
         f" The looks share alpha ({alpha:g}). At most {run.expected_false_alarms:.2g} false FAILs are expected in the whole"
@@ -166,10 +166,10 @@ def _selection(run: Run) -> dict[str, str]:
             if arm.get("recipe"):
                 recipes[name].append(str(arm["recipe"]))
     answers = {
-        "How was the best candidate selected?": "By the metric on one half of the test images; verdicts use the other half."
+        "How was the best candidate selected?": "By the metric on one half of the test examples; verdicts use the other half."
         if run.suite.get("after")
-        else "By the score on images that no verdict uses (validation images, unless the page of the plugin says otherwise) and"
-        " on the tuning seeds; then it was frozen.",
+        else "By the score on examples that no verdict uses (validation examples, unless the page of the plugin says otherwise)"
+        " and on the tuning seeds; then it was frozen.",
     }
     plugin_count = sum(1 for arms in run.arms.values() if arms)
     for (name, text), plugins in searches.items():
@@ -329,13 +329,13 @@ def _matrix_sections(run: Run) -> dict[str, dict[str, str]]:
             "How many runs failed?": f"{crashed} of {len(matrix.rows)} crashed; {diverged} diverged, and their scores count.",
         },
         "Metric and error bars": {
-            "What is the metric?": f"{escape(suite['metric'])} on the target's test images; differences in {escape(unit)}.",
+            "What is the metric?": f"{escape(suite['metric'])} on the target's test examples; differences in {escape(unit)}.",
             "What do error bars mean?": "Over all tasks: two-sided 95 % intervals from a bootstrap of seeds within each task"
-            f" ({BOOTSTRAP_REPLICATES} replicates), widened for few seeds; tasks and test images are fixed. For a claim or two"
-            f" recipes: one-sided {level} bounds, seeds crossed with test images. For a cost: Student's t over seeds.",
+            f" ({BOOTSTRAP_REPLICATES} replicates), widened for few seeds; tasks and test examples are fixed. For a claim or"
+            f" two recipes: one-sided {level} bounds, seeds crossed with test examples. For a cost: Student's t over seeds.",
             "How are multiple comparisons corrected?": "They are not corrected; each interval stands alone.",
             "How is the best recipe of a task determined?": "By regret, cross-fitted over seeds, so that the luck of one recipe"
-            " on the test images does not count.",
+            " on the test examples does not count.",
         },
         "Hyper-parameters and their selection": {
             "How was each recipe's rate selected?": f"On validation data, by task, on {suite['tuning_seeds']} tuning seeds,"

@@ -132,7 +132,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         "finished network": files["after"],
         "starting checkpoint": files["before"],
         "target": suite.get("target"),
-        "training images": suite.get("train_size"),
+        "training examples": suite.get("train_size"),
         "metric": suite.get("metric"),
         "margin": None if margin is None else f"{factor * margin:g} {format.unit_name(unit)}",
         "looks": ", ".join(map(str, suite["looks"])) + " seeds" if suite.get("looks") and not files["after"] else None,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ARMS = ("subject", "cured", "scratch")
 MAX_NOTES = 12  # notes about missing recipes below one table
 MISSING = "--"
-RATE_SELECTION = "The learning rate of each recipe was selected on validation data, never on test images."
+RATE_SELECTION = "The learning rate of each recipe was selected on validation data, never on test examples."
 
 
 def render(run: Run) -> str:
@@ -78,20 +78,20 @@ def _findings_caption(run: Run, groups: tuple[Group, ...]) -> str:
     units = dict.fromkeys(group[0].estimate.unit for group in groups if group[0].estimate.harm is not None)
     unit = " or ".join(map(format.unit_name, units)) or "the unit of each check"
     examples = sorted({group[0].estimate.examples for group in groups if group[0].estimate.examples})
-    size = f", {suite['train_size']} training images" if suite.get("train_size") else ""
+    size = f", {suite['train_size']} training examples" if suite.get("train_size") else ""
     level = format.format_confidence(float(suite["alpha"]), "")
-    images = " ".join([" or ".join(map(str, examples)), "test images"]).strip()
-    sample = f"the {images} of one finished network" if suite.get("after") else f"seeds crossed with {images}, both random"
+    tested = " ".join([" or ".join(map(str, examples)), "test examples"]).strip()
+    sample = f"the {tested} of one finished network" if suite.get("after") else f"seeds crossed with {tested}, both random"
     sentences = [
         f"Findings of the suite {suite.get('name', '')}: {suite['arch']} on {format.hide_folders(suite['target'])}{size}.",
         f"Harm (in {unit}; above 0, the pipeline is worse than its cure or its reference) has one-sided",
         f"{level} bounds in brackets, over {sample}.",
         "The bounds are unadjusted; the verdicts are corrected for looks and for the number of hypotheses.",
         "Detected: positive controls (failures injected on purpose) that were detected.",
-        "Subject, cured and scratch: mean accuracy in % on the test images.",
+        "Subject, cured and scratch: mean accuracy in % on the test examples.",
     ]
     if not suite.get("after"):
-        sentences.append("Candidates were selected on images that no verdict uses, with separate tuning seeds.")
+        sentences.append("Candidates were selected on examples that no verdict uses, with separate tuning seeds.")
     return escape(" ".join(sentences))
 
 
@@ -100,7 +100,7 @@ def _gate_table(run: Run, gate: Comparison) -> str:
     caption = [
         comparison_text.headline(gate),
         f"{comparison_text.baseline_line(gate)}.",
-        "Changes are differences on the same seeds and test images,",
+        "Changes are differences on the same seeds and test examples,",
         f"with one-sided {level} bounds in brackets; above 0 is worse.",
     ]
     return latex_table(
@@ -251,8 +251,8 @@ def _exclusion_notes(common: Scores) -> list[str]:
 def _score_caption(frame: pd.DataFrame, metric: str) -> str:
     unit = " in %" if metrics.get_metric(metric).unit in format.PERCENT_UNITS else ""
     sentences = [
-        f"Mean {_metric_name(metric)} on the target's test images{unit}, ± the half-width of its two-sided 95% interval",
-        f"(Student's t over seeds; tasks and test images are fixed). {_seed_sentence(frame)}",
+        f"Mean {_metric_name(metric)} on the target's test examples{unit}, ± the half-width of its two-sided 95% interval",
+        f"(Student's t over seeds; tasks and test examples are fixed). {_seed_sentence(frame)}",
         "Bold: among the recipes with all seeds, the best recipe of the task and each recipe whose regret has a lower bound",
         "of at most 0; the best recipe is selected on one half of the seeds and scored on the other half.",
         "The last columns cover the recipes with all tasks; their two-sided 95% intervals are from a bootstrap of seeds within",

@@ -27,7 +27,7 @@ DROPPED_PREFIX = "left out of the data"
 UNTRAINED_PREFIX = "the subject learned nothing"  # the headline repeats this note
 STATE_AFTER_REPAIR = {"FAIL": "remains", "PASS": "is gone"}  # by the verdict after the repair
 CURE_CHANGES_NOTHING = "the cure changes nothing in this pipeline"
-MOST_FREQUENT_CLASS = "it is no better than the most frequent class ({share:.0%} of the test images)"
+MOST_FREQUENT_CLASS = "it is no better than the most frequent class ({share:.0%} of the test examples)"
 
 PLAIN: dict[Code, str] = {  # sentences that insert their values without further formatting
     Code.TEXT: "{text}",
@@ -49,7 +49,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.FINISHED_WITHOUT_ADAPTERS: "{value}: a finished network has no adapters besides its own tensors",
     Code.CODE_WITHOUT_SHIFTED: "{value}: the training code receives no images of another domain",
     Code.NO_SHIFTED: "{value}: the suite has no [shifted]",
-    Code.NO_SHIFTED_TRAINING_IMAGES: "{value}: the [shifted] set has no training images",
+    Code.NO_SHIFTED_TRAINING_IMAGES: "{value}: the [shifted] set has no training examples",
     Code.NO_SOURCE: "{value}: the suite has no [source]",
     Code.NO_SOURCE_CLASSES: "{value}: the suite has no [source] whose classes are known",
     Code.LAST_PHASE_UNKNOWN: "{value}: it is not known where the training code's last phase begins",
@@ -100,7 +100,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.SCRATCH_LEARNT_NOTHING: f"training from scratch learned nothing: {MOST_FREQUENT_CLASS}",
     Code.UNUSED_INPUT: "the suite has [{role}], but no plugin of this run uses it",
     Code.HALF_JUDGED: (
-        "repairs were selected on one half of the test images and evaluated on the other half (about {count} images)"
+        "repairs were selected on one half of the test examples and evaluated on the other half (about {count} examples)"
     ),
     Code.JUDGED_APART: (
         "each failure was evaluated by itself: repair the one with the largest harm and audit again, because the others may be "
@@ -324,7 +324,7 @@ def _decides_little(values: Values, _unit: str) -> str:
     power = values["power"]
     much = "little" if max(power.pass_chance, power.fail_chance) >= 0.01 else "nothing"
     return (
-        f"{power.examples} test images (or groups) can decide {much}: with {power.seeds} seeds, the chance of a PASS is "
+        f"{power.examples} test examples (or groups) can decide {much}: with {power.seeds} seeds, the chance of a PASS is "
         f"{power.pass_chance:.0%} without harm, and that of a FAIL {power.fail_chance:.0%} at twice the margin"
     )
 
@@ -332,9 +332,9 @@ def _decides_little(values: Values, _unit: str) -> str:
 def _decision_chances(values: Values, _unit: str) -> str:
     power = values["power"]
     return (
-        f"with {power.examples} test images (or groups) and {power.seeds} seeds, a check of a pipeline without harm passes in "
-        f"about {power.pass_chance:.0%} of runs, and a harm of twice the margin fails in about {power.fail_chance:.0%}, "
-        "if two arms disagree on 15 % of the images"
+        f"with {power.examples} test examples (or groups) and {power.seeds} seeds, a check of a pipeline without harm passes "
+        f"in about {power.pass_chance:.0%} of runs, and a harm of twice the margin fails in about {power.fail_chance:.0%}, "
+        "if two arms disagree on 15 % of the examples"
     )
 
 
@@ -413,7 +413,7 @@ def _pretraining_is_cause(values: Values, unit: str) -> str:
 
 def _search_cost(values: Values, _unit: str) -> str:
     scratch, cured = (f"{values[name] / 1000:,.0f} thousand" for name in ("scratch", "cured"))
-    return f"the searches of {values['plugin']} trained {scratch} images from scratch and {cured} from pretrained weights"
+    return f"the searches of {values['plugin']} trained {scratch} examples from scratch and {cured} from pretrained weights"
 
 
 def _unaffordable(values: Values, _unit: str) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from xferbench.core.suite import Suite
 
 PROFILED_DEVICES = ("cpu", "cuda", "mps")
-MIN_AUDIT_IMAGES = 8  # minimum number of test images of an audit
+MIN_AUDIT_IMAGES = 8  # minimum number of test examples of an audit
 PROFILE_VERSION = 12  # raise when a profile has new fields
 
 
@@ -185,8 +185,8 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
         )
     if suite.is_audit and profile.data.test < MIN_AUDIT_IMAGES:
         expected = f"at least {MIN_AUDIT_IMAGES}, and many more for a verdict"
-        what = f"{suite.invocation.path}: {profile.data.test} test images can decide nothing"
-        raise UserError(what, found=f"{profile.data.test} test images", expected=expected, do="add labeled test images")
+        what = f"{suite.invocation.path}: {profile.data.test} test examples can decide nothing"
+        raise UserError(what, found=f"{profile.data.test} test examples", expected=expected, do="add labeled test examples")
     if profile.user_code.crash:
         return
     for key, recipe in {

@@ -1,0 +1,94 @@
+"""Texts through the whole line: a suite with the embedded network, and the audit of a classifier of transformers."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import xferbench
+from xferbench.cli.main import main
+from xferbench.data import language
+
+SUITE = """
+schema = 1
+name = "texts"
+plugins = ["preprocessing-mismatch", "negative-transfer"]
+margin = 0.05
+looks = [2]
+tuning_seeds = 1
+budget = "2h"
+[backbone]
+arch = "tiny-bert"
+[target]
+data = "synthetic:text-near"
+train_size = 60
+test_size = 200
+[recipe]
+trainable = "head"
+lr = 3e-2
+steps = 60
+[scratch]
+lr = [2e-3]
+label_smoothing = [0.0]
+steps = 5
+halvings = 0
+"""
+
+
+def test_a_suite_of_texts_finds_what_wrong_serving_costs(tmp_path):
+    (tmp_path / "texts.toml").write_text(SUITE)
+    run = xferbench.run(tmp_path / "texts.toml", store=tmp_path / "store.sqlite", workers=1, device="cpu")
+    by_id = {finding.id: finding for finding in run.findings}
+    vocabulary = by_id["preprocessing-mismatch/harm/other-vocabulary"]
+    assert vocabulary.control.outcome == "detected"
+    assert {"PASS", "INCONCLUSIVE"} >= {finding.verdict for finding in run.findings}
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """Return a folder with a small classifier of transformers that knows the classes, and a table of texts."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "classifier"
+    folder.mkdir()
+    words = [token for token in language.vocabulary_lines() if token.isalpha() and token.islower()][:40]
+    (folder / "vocab.txt").write_text("\n".join(language.vocabulary_lines()) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "model_max_length": 32}))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=240)
+    texts = [" ".join([words[label].capitalize() if label else words[1], *rng.choice(words[4:], 5)]) for label in labels]
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "split"])
+        writer.writerows(zip(texts, labels, ["train"] * 80 + ["test"] * 160, strict=True))
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=len(language.vocabulary_lines()), max_position_embeddings=32, **settings)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return folder, tmp_path / "texts.csv"
+
+
+def test_an_audit_reads_a_classifier_of_transformers_with_its_tokenizer(classifier, tmp_path, capsys):
+    folder, table = classifier
+    arguments = [
+        "audit",
+        "--after",
+        str(folder),
+        "--data",
+        f"csv:{table}",
+        "--checks",
+        "reload",
+        "head-size",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    code = main([*arguments, "--store", str(tmp_path / "store.sqlite"), "-j", "1", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert code == 0, text
+    assert "2 outputs, 2 classes" in text
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {finding["verdict"] for finding in results["findings"]} == {"PASS"}
