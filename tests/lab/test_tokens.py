@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from xferbench.core.errors import UserError
 from xferbench.core.transforms import Preprocessing, Spectrogram, Tokens, complete_tokens
 from xferbench.data.raw import TextExample
-from xferbench.lab.data import tokens
+from xferbench.lab.data import tokenizers, tokens
 from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_tensor
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -136,7 +136,7 @@ def test_a_statement_keeps_its_values_and_gets_the_others_from_the_record(record
 
 def test_a_tokenizer_that_changes_during_a_run_is_refused(weights, recorded):
     (weights.parent / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\n")
-    tokens._load_tokenizer.cache_clear()
+    tokenizers.load_tokenizer.cache_clear()
     with pytest.raises(UserError, match="the tokenizer changed"):
         ids("red", recorded)
 
@@ -151,12 +151,56 @@ def test_a_fast_tokenizer_of_bert_is_read_without_its_library(weights):
     assert ids("red reddish", replace(read, max_length=6)) == [CLS, RED, RED, 9, SEP, PAD]
 
 
-def test_another_kind_of_tokenizer_is_named(weights):
+@pytest.fixture
+def byte_pairs(weights):
+    """Replace the vocabulary by a tokenizer of RoBERTa's kind, which was trained on a few words."""
+    library = pytest.importorskip("tokenizers")
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(special_tokens=["<s>", "<pad>", "</s>", "<unk>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["red green blue"] * 9, trainer)
+    tokenizer.post_processor = library.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     (weights.parent / "vocab.txt").unlink()
-    (weights.parent / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}')
-    with pytest.raises(UserError, match=r"tokenizer\.json: not supported") as caught:
+    tokenizer.save(str(weights.parent / "tokenizer.json"))
+    (weights.parent / "tokenizer_config.json").write_text('{"pad_token": {"content": "<pad>"}}')
+    return tokenizer, tokens.recorded_tokens(weights)
+
+
+def test_a_tokenizer_of_byte_pairs_is_read_by_its_library(byte_pairs):
+    library, recorded = byte_pairs
+    transform = replace(recorded, max_length=12)
+    expected = library.encode("red green").ids
+    assert ids("red green", transform) == expected + [1] * (12 - len(expected))
+    pair = library.encode("red", "blue").ids
+    assert ids("red", transform, "blue")[: len(pair)] == pair
+    plain = library.encode("red green", add_special_tokens=False).ids
+    assert ids("red green", replace(transform, special="none"))[: len(plain)] == plain
+    assert ids("red", replace(transform, special="twice"))[:2] == [0, 0]
+
+
+def test_byte_pairs_keep_case_unless_the_form_lowers_it(byte_pairs):
+    _, recorded = byte_pairs
+    transform = replace(recorded, max_length=12)
+    assert recorded.lowercase is None
+    assert ids("RED", transform) != ids("red", transform) == ids("RED", replace(transform, lowercase=True))
+
+
+def test_a_file_that_the_library_cannot_read_is_refused(weights):
+    pytest.importorskip("tokenizers")
+    (weights.parent / "vocab.txt").unlink()
+    (weights.parent / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": []}}')
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read"):
         ids("red", tokens.recorded_tokens(weights))
-    assert caught.value.found == "a tokenizer of the kind Unigram"
+
+
+def test_without_the_library_a_message_names_the_extra(weights, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    (weights.parent / "vocab.txt").unlink()
+    (weights.parent / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}}}')
+    with pytest.raises(UserError, match="needs the library tokenizers") as caught:
+        ids("red", tokens.recorded_tokens(weights))
+    assert "xferbench[transformers]" in caught.value.do
 
 
 @pytest.mark.parametrize("transform", [Preprocessing(), Spectrogram()])

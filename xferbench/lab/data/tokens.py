@@ -1,15 +1,9 @@
-"""Convert texts to token ids by the tokenizer that is saved with the weights. Reads files; imports torch.
-
-The vocabulary of BERT-like models (WordPiece) is read without another library.
-"""
+"""Convert texts to token ids by the tokenizer that is saved with the weights. Reads files; imports torch."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,11 +11,13 @@ from torch import Tensor
 
 from xferbench.core.errors import UserError
 from xferbench.core.transforms import Tokens
-from xferbench.data import weights_folder, wordpiece
+from xferbench.data import weights_folder
 from xferbench.data.raw import TextExample
+from xferbench.lab.data.tokenizers import Tokenizer, digest_files, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable
+    from pathlib import Path
 
     from xferbench.data.raw import DecodedExample, RawExample
     from xferbench.lab.data.batch import Batch
@@ -31,27 +27,6 @@ NO_LIMIT = 10**6  # transformers writes a number such as 1e30 for a tokenizer wi
 LENGTH_MULTIPLE = 8  # a length is rounded up to it, as in the padding of a Trainer
 NO_SEGMENT = -1  # marks padding in stored examples
 SHUFFLE_SEED = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokenizer:
-    """A tokenizer.
-
-    Attributes:
-        encode: the function from a text, and whether it is converted to lower case, to token ids without special tokens.
-        before, between, after: the special tokens before the first text, between a pair, and at the end.
-        padding: the id of the padding token.
-        special: the ids of all special tokens.
-        size: the number of tokens.
-    """
-
-    encode: Callable[[str, bool], Sequence[int]]
-    before: tuple[int, ...]
-    between: tuple[int, ...]
-    after: tuple[int, ...]
-    padding: int
-    special: frozenset[int]
-    size: int
 
 
 def recorded_tokens(weights: Path) -> Tokens | None:
@@ -68,7 +43,7 @@ def recorded_tokens(weights: Path) -> Tokens | None:
     usable = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < NO_LIMIT]
     lowercase = settings.get("do_lower_case")
     return Tokens(
-        tokenizer=_digest_files(files),
+        tokenizer=digest_files(files),
         tokenizer_path=str(weights.parent),
         lowercase=lowercase if isinstance(lowercase, bool) else None,
         max_length=min(usable, default=DEFAULT_MAX_LENGTH),
@@ -168,49 +143,4 @@ def _other_vocabulary(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _load(transform: Tokens) -> Tokenizer:
-    return _load_tokenizer(transform.tokenizer_path, transform.tokenizer)
-
-
-@lru_cache(maxsize=4)
-def _load_tokenizer(folder: str, digest: str) -> Tokenizer:
-    """Read the tokenizer in a folder.
-
-    Raises:
-        UserError: If it cannot be read, or differs from the one that was profiled.
-    """
-    files = [Path(folder, name) for name in weights_folder.TOKENIZER_FILES]
-    if _digest_files(files) != digest:
-        do = "keep it unchanged during a run"
-        raise UserError(f"{folder}: the tokenizer changed", found="other files", expected="the ones of the profile", do=do)
-    vocabulary = _read_vocabulary(files)
-    specials = (vocabulary.pad, vocabulary.unknown, vocabulary.start, vocabulary.separator, vocabulary.mask)
-    return Tokenizer(
-        encode=lambda text, lowercase: wordpiece.encode(vocabulary, text, lowercase=lowercase),
-        before=(vocabulary.start,),
-        between=(vocabulary.separator,),
-        after=(vocabulary.separator,),
-        padding=vocabulary.pad,
-        special=frozenset(specials),
-        size=len(vocabulary.ids),
-    )
-
-
-def _read_vocabulary(files: Sequence[Path]) -> wordpiece.Vocabulary:
-    """Return the vocabulary of ``tokenizer.json`` or, without it, of ``vocab.txt``."""
-    model: Mapping[str, Any] = weights_folder.read_json(files[0]).get("model") or {}
-    vocab = model.get("vocab")
-    if model.get("type", "WordPiece") == "WordPiece" and isinstance(vocab, dict):
-        return wordpiece.build_vocabulary(sorted(vocab, key=lambda token: int(vocab[token])))
-    if files[1].is_file():
-        return wordpiece.read_vocabulary(files[1])
-    found = f"a tokenizer of the kind {model.get('type', 'unknown')}"
-    raise UserError(f"{files[0]}: not supported", found=found, expected="WordPiece, as BERT has it")
-
-
-def _digest_files(files: Iterable[Path]) -> str:
-    """Return a digest of the names and the content of the files that exist."""
-    hasher = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            hasher.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return hasher.hexdigest()
+    return load_tokenizer(transform.tokenizer_path, transform.tokenizer)

@@ -31,12 +31,17 @@ def split_at(model: nn.Module, layout: LayerLayout, below: int) -> tuple[nn.Modu
         The lower and the upper module. None if more than one value crosses the cut, or torch.fx cannot trace the network, or
         the trace depends on the mode.
     """
-    depth = layer_depth(layout, model)
+    if below < 1:
+        return None
+    depth, max_depth = layer_depth(layout, model), len(layout.groups) - below
     graph = _trace_groups(model, depth)
-    if graph is None or below < 1:
+    if graph is None and max_depth == 0:  # a cut below the head needs no separate groups, so the module of all may be a leaf
+        depth = {name: min(value, 1) for name, value in depth.items()}
+        graph = _trace_groups(model, depth)
+    if graph is None:
         return None
     nodes = list(graph.nodes)
-    upper = _upper_nodes(model, nodes, depth, len(layout.groups) - below)
+    upper = _upper_nodes(model, nodes, depth, max_depth)
     crossing = {value for node in upper for value in node.all_input_nodes if value not in upper}
     graph_inputs = [node for node in nodes if node.op == "placeholder"]
     if len(crossing) != 1 or len(graph_inputs) != 1 or crossing == set(graph_inputs):

@@ -1,0 +1,109 @@
+"""Networks for text of transformers: built from a folder, split below the head, and read with their own names."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from xferbench.core.errors import UserError
+from xferbench.data import language
+from xferbench.lab.data.batch import example_shape
+from xferbench.lab.models import arch_detection, backbones, checkpoint_reader, checkpoints, graph_split
+from xferbench.lab.models.transformers_text import pool
+
+TOKENS = len(language.vocabulary_lines())
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+ENCODERS = {
+    "bert": SMALL,
+    "roberta": SMALL | {"pad_token_id": 0},
+    "electra": SMALL | {"embedding_size": 16},
+    "deberta-v2": SMALL,
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+    "llama": SMALL,
+}
+BATCH = {
+    "input_ids": torch.tensor([[2, 7, 8, 3, 0, 0], [2, 9, 10, 11, 12, 3]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]),
+    "token_type_ids": torch.zeros(2, 6, dtype=torch.long),
+}
+
+
+def save(folder, kind, model_class):
+    config = transformers.AutoConfig.for_model(kind, vocab_size=TOKENS, **ENCODERS[kind])
+    config.num_labels, config.pad_token_id = 3, 0
+    torch.manual_seed(0)
+    model = model_class.from_config(config).eval()
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(language.vocabulary_lines()) + "\n")
+    return model
+
+
+def load(folder, classes):
+    """Return the network of a folder with its weights, as a run loads it."""
+    weights = folder / "model.safetensors"
+    arch = arch_detection.detect_arch(weights)
+    network = backbones.build(arch, classes).eval()
+    layout = backbones.layer_layout(network, example_shape(BATCH))
+    checkpoints.load_backbone(network, checkpoint_reader.read_checkpoint(weights), layout.head)
+    return network, layout
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_pretrained_network_gets_a_head_on_its_own_hidden_states(kind, tmp_path):
+    model = save(tmp_path, kind, transformers.AutoModel)
+    network, layout = load(tmp_path, 5)
+    assert (layout.head, layout.classes, layout.features) == ("classifier", 5, 16)
+    inputs = {name: BATCH[name] for name in network.encoder.inputs}
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+        pooling = "last" if kind in {"gpt2", "llama"} else "cls"
+        torch.testing.assert_close(network.encoder(BATCH), pool(hidden, BATCH["attention_mask"], pooling))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2"])
+def test_the_frozen_part_is_computed_once_below_the_head(kind, tmp_path):
+    save(tmp_path, kind, transformers.AutoModel)
+    network, layout = load(tmp_path, 3)
+    lower, upper = graph_split.split_at(network, layout, len(layout.groups))
+    with torch.no_grad():
+        torch.testing.assert_close(upper(lower(BATCH)), network(BATCH))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "deberta-v2"])
+def test_a_classifier_is_read_as_it_is(kind, tmp_path):
+    model = save(tmp_path, kind, transformers.AutoModelForSequenceClassification)
+    network = backbones.build(arch_detection.detect_arch(tmp_path / "model.safetensors"), 3).eval()
+    state = checkpoint_reader.read_checkpoint(tmp_path / "model.safetensors")
+    network.load_state_dict({f"model.{name}": tensor for name, tensor in state.items()}, strict=False)
+    inputs = {name: BATCH[name] for name in network.inputs}
+    with torch.no_grad():
+        torch.testing.assert_close(network(BATCH), model(**inputs).logits)
+
+
+def test_the_pooling_of_sentence_transformers_is_read(tmp_path):
+    save(tmp_path, "bert", transformers.AutoModel)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}')
+    network, _ = load(tmp_path, 3)
+    assert network.encoder.pooling == "mean"
+
+
+def test_pooling_ignores_padding_on_either_side():
+    hidden = torch.arange(12.0).view(1, 4, 3)
+    for mask, first, last in (([1, 1, 0, 0], 0, 1), ([0, 0, 1, 1], 2, 3)):
+        visible = torch.tensor([mask])
+        assert torch.equal(pool(hidden, visible, "cls"), hidden[:, first])
+        assert torch.equal(pool(hidden, visible, "last"), hidden[:, last])
+        assert torch.equal(pool(hidden, visible, "mean"), hidden[:, [first, last]].mean(1))
+
+
+def test_a_folder_without_a_tokenizer_says_how_to_save_it(tmp_path):
+    save(tmp_path, "bert", transformers.AutoModelForSequenceClassification)
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(UserError) as caught:
+        arch_detection.detect_arch(tmp_path)
+    assert "without its tokenizer" in caught.value.found
+    assert "save_pretrained" in caught.value.do
