@@ -249,3 +249,12 @@ def test_a_test_set_without_training_images_is_an_error(capsys, tmp_path):
     assert code == exit_code.USAGE_ERROR
     assert "flat: no training images" in err
     assert "xferbench audit" in err
+
+
+def test_a_suite_is_written_for_a_table_of_texts(capsys, tmp_path):
+    rows = "".join(f'"text {number}",{"ab"[number % 2]},{split}\n' for number in range(20) for split in ("train", "test"))
+    (tmp_path / "Reviews.csv").write_text(f"text,label,split\n{rows}")
+    text, suite, _ = write_suite(capsys, tmp_path / "Reviews.csv")
+    assert (suite.name, suite.backbone.arch, suite.data.target) == ("reviews", "tiny-bert", f"csv:{tmp_path / 'Reviews.csv'}")
+    assert "# 2 classes: a, b\n# train: 20 texts, 10 a class\n# test: 20 texts, 10 a class\n" in text
+    assert "image" not in text

@@ -24,7 +24,7 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import Backbone, Data, Phase, Pipeline, PipelineData, Recipe, ScratchGrid, Serving, WeightsFile
 from xferbench.core.strategies import HEAD_LR, STRATEGIES, default_selection, scratch_baseline
-from xferbench.core.transforms import Preprocessing
+from xferbench.core.transforms import Preprocessing, Tokens
 from xferbench.study import trials
 
 PIPELINE = Pipeline(
@@ -171,6 +171,17 @@ def test_a_teacher_has_the_steps_and_the_batch_size_of_its_student():
     assert (probe.steps, tune.steps, probe.batch_size, tune.batch_size) == (75, 75, 16, 16)
     spec = trials.training_spec(replace(PIPELINE, recipe=student), 3)
     assert spec.procedure.teacher == trials.training_spec(replace(PIPELINE, recipe=strategies.lp_ft(Phase(batch_size=16))), 3)
+
+
+@pytest.mark.parametrize(
+    ("transform", "arch", "rates"),
+    [(None, "tiny-resnet", (1e-3, 3e-3)), (Tokens(), "tiny-bert", (1e-3, 3e-3)), (Tokens(), "transformers:DIR", (1e-4, 3e-4))],
+)
+def test_text_encoders_are_trained_at_lower_rates_by_default(transform, arch, rates):
+    backbone = replace(PIPELINE.backbone, arch=arch)
+    data = replace(PIPELINE.data, train_preprocessing=transform or PIPELINE.data.train_preprocessing)
+    candidates = default_selection(replace(PIPELINE, backbone=backbone, data=data)).candidates
+    assert tuple(candidate.recipe.phases[-1].lr for candidate in candidates) == (HEAD_LR, *rates)
 
 
 def test_the_default_selection_changes_only_the_recipe():

@@ -92,3 +92,9 @@ def test_an_audit_reads_a_classifier_of_transformers_with_its_tokenizer(classifi
     assert "2 outputs, 2 classes" in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {finding["verdict"] for finding in results["findings"]} == {"PASS"}
+
+
+def test_an_option_of_images_is_refused_for_a_network_that_takes_text(classifier, capsys):
+    folder, table = classifier
+    assert main(["audit", "--after", str(folder), "--data", f"csv:{table}", "--serve-channels", "bgr", "-j", "1"]) == 2
+    assert "options of images for a network that takes text" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench.cli.suite_template import detect_arch, suite_slug
 from xferbench.config import loader
 from xferbench.core.errors import UserError
+from xferbench.core.transforms import Tokens
 from xferbench.data import inputs
 
 if TYPE_CHECKING:
@@ -154,6 +155,9 @@ def _recorded_preprocessing(arch: str, weights: Path) -> dict[str, Any]:
     weights_file = inputs.digest_weights_file(weights)
     with local.start_workers(1) as call:
         recorded, _ = call("xferbench.lab.worker.profile:checkpoint_preprocessing", arch, weights_file).result()
+    if isinstance(recorded, Tokens):
+        do = 'write a suite file with [checkpoint], and in [recipe] serve_preprocessing = { kind = "text", … }'
+        raise UserError("options of images for a network that takes text", found=str(weights), expected="none of them", do=do)
     table = asdict(recorded) if recorded else {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""Write a first suite file for a folder of images and a checkpoint. Reads the dataset and writes the file.
+"""Write a first suite file for a dataset and a checkpoint. Reads the dataset and writes the file.
 
 The file explains every key and contains alternatives as comments.
 """
@@ -38,7 +38,7 @@ MAX_LISTED_CLASSES = 6  # number of class names in a comment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """A dataset summary: number of images by split and class, and number of independent test images or groups."""
+    """A dataset summary: number of examples by split and class, and number of independent test examples or groups."""
 
     spec: str
     classes: tuple[str, ...]
@@ -46,18 +46,32 @@ class DatasetSummary:
     skipped: int
     examples: int
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are texts."""
+        return self.spec.startswith(("csv:", "jsonl:"))
+
+    @property
+    def noun(self) -> str:
+        """What the examples are, in the plural."""
+        return "texts" if self.is_text else "images"
+
 
 def summarize_dataset(path: Path) -> DatasetSummary:
-    """Return a summary of a folder of images or of an npz file.
+    """Return a summary of a folder of images, of an npz file or of a table of texts.
 
     Raises:
         UserError: if it is not a dataset.
     """
     if not path.exists():
         raise UserError(
-            f"{format.one_line(path)}: no such folder", expected="a folder of images, or an npz file", do="check the path"
+            f"{format.one_line(path)}: no such folder",
+            expected="a folder of images, an npz file, or a csv or jsonl file of texts",
+            do="check the path",
         )
-    spec = f"{'folder' if path.is_dir() else 'npz'}:{path.resolve()}"
+    suffix = path.suffix[1:].lower()
+    kind = "folder" if path.is_dir() else suffix if suffix in {"csv", "jsonl"} else "npz"
+    spec = f"{kind}:{path.resolve()}"
     classes, splits, skipped = sources.read_dataset(spec, None)
     if "train" not in splits:
         do = "put the images into train/ and val/ or test/; for a finished network, `xferbench audit` needs only a test set"
@@ -68,16 +82,19 @@ def summarize_dataset(path: Path) -> DatasetSummary:
     return DatasetSummary(spec=spec, classes=classes, counts=counts, skipped=len(skipped), examples=examples)
 
 
-def detect_arch(weights: Path | None, option: str = "--weights") -> str:
+def detect_arch(weights: Path | None, option: str = "--weights", *, is_text: bool = False) -> str:
     """Return the architecture of a checkpoint, detected from its tensors; without a checkpoint, the shipped small network.
 
-    ``option`` is the option that named the file.
+    Args:
+        weights: the checkpoint, or None.
+        option: the option that named the file.
+        is_text: whether the network takes texts.
 
     Raises:
         UserError: if the file cannot be read, or if no architecture matches.
     """
     if weights is None:
-        return "tiny-resnet"
+        return "tiny-bert" if is_text else "tiny-resnet"
     try:
         weights = weights_folder.find_weights(weights)
     except UserError as error:
@@ -148,15 +165,18 @@ def suite_text(summary: DatasetSummary, name: str, arch: str, weights: Path | No
     kind, _, location = summary.spec.partition(":")
     data = f"{kind}:{_relative_path(Path(location), file)}"
     weights_line = f"weights = {toml_quote(_relative_path(weights, file))}" if weights else '# weights = "weights.safetensors"'
-    shipped = "" if weights else "  # the shipped weights were trained on drawn glyphs only; use --weights for your own"
-    template = (
-        "About what {} independent test image(s) can decide"
-        if margin < MAX_MARGIN
-        else "{} independent test image(s) decide little"
-    )
-    margin_note = template.format(summary.examples) + "; a smaller margin needs more of them."
+    source = "an invented language" if summary.is_text else "drawn glyphs"
+    shipped = "" if weights else f"  # the shipped weights were trained on {source} only; use --weights for your own"
+    tested = f"{summary.examples} independent test {summary.noun[:-1]}(s)"
+    margin_note = f"About what {tested} can decide" if margin < MAX_MARGIN else f"{tested} decide little"
+    margin_note += "; a smaller margin needs more of them."
     is_small = arch.startswith(("cifar-resnet", "tiny-resnet"))
     size = "resize = 32, crop = 32" if is_small else "resize = 256, crop = 224"
+    preprocessing = f"{size}, mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225]"
+    preprocessing_note = "used in pretraining; needed if it is not recorded"
+    if summary.is_text:
+        preprocessing, preprocessing_note = 'kind = "text", max_length = 128', "the tokenizer is that of the weights"
+    saving = "Shorter texts" if summary.is_text else "Fewer pixels"
     comment = "" if execute.is_cpu("auto") else "# "
     return f"""\
 #:schema {(loader.shipped_folder() / "schema.json").as_uri()}
@@ -174,14 +194,14 @@ budget = "5h"                # largest computing time, added up over the workers
 arch = {toml_quote(arch)}{shipped}
 # A state dict saved by torch.save, or safetensors. No code in it is ever executed.
 {weights_line}
-# preprocessing = {{ {size}, mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225] }}
-#                            # used in pretraining; needed if it is not recorded
+# preprocessing = {{ {preprocessing} }}
+#                            # {preprocessing_note}
 
 [target]
 data = {toml_quote(data)}
 {_class_comments(summary)}
-# train_size = 200           # fewer training images
-# test_size = 1000           # fewer test images
+# train_size = 200           # fewer training {summary.noun}
+# test_size = 1000           # fewer test {summary.noun}
 
 # Your present recipe. While it is commented out, the default recipe is tested.
 # [recipe]
@@ -191,7 +211,7 @@ data = {toml_quote(data)}
 # batch_size = 32
 
 # A smaller search for the from-scratch baseline, for a machine without a GPU. `run --dry-run` estimates the time, and says
-# whether the budget pays for a first verdict. Fewer pixels (preprocessing) save the most time.
+# whether the budget pays for a first verdict. {saving} (preprocessing) save the most time.
 {comment}[scratch]
 {comment}lr = [1e-3]
 {comment}weight_decay = [0.01]
@@ -208,8 +228,9 @@ def _class_comments(summary: DatasetSummary) -> str:
     lines = [f"# {len(summary.classes)} classes: {names}"]
     for split, counts in summary.counts.items():
         per_class = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        lines.append(f"# {split}: {sum(counts)} images, {per_class} a class")
-    lines += [f"# {summary.skipped} file(s) or array(s) are not used"] if summary.skipped else []
+        lines.append(f"# {split}: {sum(counts)} {summary.noun}, {per_class} a class")
+    unused = "note(s) on columns; `xferbench validate` prints them" if summary.is_text else "file(s) or array(s) are not used"
+    lines += [f"# {summary.skipped} {unused}"] if summary.skipped else []
     return "\n".join(lines)
 
 

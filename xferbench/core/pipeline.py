@@ -213,6 +213,7 @@ class ScratchGrid:
 
 
 DEFAULT_SCRATCH_GRID = ScratchGrid()
+TEXT_SCRATCH_GRID = ScratchGrid(lr=(3e-4, 1e-3, 3e-3))  # transformers need lower rates than networks with BatchNorm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Pipeline, PipelineData, Recipe, Serving
+from xferbench.core.pipeline import (
+    DEFAULT_SCRATCH_GRID,
+    TEXT_SCRATCH_GRID,
+    AuxiliaryDataset,
+    Backbone,
+    Pipeline,
+    PipelineData,
+    Recipe,
+    Serving,
+)
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_epochs
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from xferbench.core.pipeline import Checkpoint, UserCode
+    from xferbench.core.pipeline import Checkpoint, ScratchGrid, UserCode
     from xferbench.core.plugin import Profile
     from xferbench.core.suite import Suite
 
@@ -91,9 +100,15 @@ def profile_pipeline(
         checkpoint=checkpoint,
         expected_training=suite.checkpoint.expected_training,
         evaluation_split="confirm" if checkpoint else "test",
-        baseline=suite.scratch,
+        baseline=_scratch_grid(suite, recorded),
     )
     return pipeline, profile
+
+
+def _scratch_grid(suite: Suite, recorded: InputTransform) -> ScratchGrid:
+    """Return the search of the from-scratch baseline: that of the suite, or the default for the kind of examples."""
+    is_default = suite.scratch == DEFAULT_SCRATCH_GRID and isinstance(recorded, Tokens)
+    return TEXT_SCRATCH_GRID if is_default else suite.scratch
 
 
 def _recipe(suite: Suite, profile: Profile) -> Recipe:

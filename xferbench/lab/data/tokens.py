@@ -13,6 +13,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.transforms import Tokens
 from xferbench.data import weights_folder
 from xferbench.data.raw import TextExample
+from xferbench.lab.data.batch import example_shape
 from xferbench.lab.data.tokenizers import Tokenizer, digest_files, load_tokenizer
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xferbench.data.raw import DecodedExample, RawExample
-    from xferbench.lab.data.batch import Batch
+    from xferbench.lab.data.batch import Batch, Shape
 
 DEFAULT_MAX_LENGTH = 512  # tokens, if neither the tokenizer nor the network has a limit
 NO_LIMIT = 10**6  # transformers writes a number such as 1e30 for a tokenizer without a limit
@@ -97,6 +98,11 @@ def prepare_batch(transform: Tokens, batch: Tensor) -> Batch:
     ids, segments = batch[..., 0, :].long(), batch[..., 1, :].long()
     mask = (segments != NO_SEGMENT).long() if transform.masked else torch.ones_like(segments)
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments.clamp(min=0)}
+
+
+def input_shape(length: int) -> Shape:
+    """Return the shape of a text of so many tokens as the input of a network."""
+    return example_shape(prepare_batch(Tokens(), torch.zeros(1, 2, length, dtype=torch.int32)))
 
 
 def _require_text(example: RawExample | DecodedExample) -> TextExample:

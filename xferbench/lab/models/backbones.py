@@ -258,18 +258,21 @@ def trace_modules(model: nn.Module, shape: batch.Shape) -> tuple[list[str], Tens
             except (RuntimeError, ValueError, TypeError, AssertionError):
                 called.clear()
             return called, model(batch.zeros(shape, 2, device))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        sides = " × ".join(map(str, shape)) if all(isinstance(side, int) for side in shape) else str(shape)
-        raise UserError(
-            f"the backbone cannot be run on images of {sides} pixels",
-            found=found,
-            expected="the input size of the backbone",
-            do="set crop under preprocessing",
-        ) from error
+        raise _unaccepted_input(shape, found) from error
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _unaccepted_input(shape: batch.Shape, found: str) -> UserError:
+    if shape and isinstance(shape[0], tuple):
+        length = shape[0][1][-1]
+        what, do = f"the backbone cannot be run on texts of {length} tokens", "set max_length under preprocessing"
+        return UserError(what, found=found, expected="a network that takes token ids, a mask and segments", do=do)
+    what = f"the backbone cannot be run on images of {' × '.join(map(str, shape))} pixels"
+    return UserError(what, found=found, expected="the input size of the backbone", do="set crop under preprocessing")
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError
-from xferbench.core.transforms import InputTransform, Preprocessing
+from xferbench.core.transforms import InputTransform, Preprocessing, Tokens
+from xferbench.lab.data import tokens
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, published_preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT_SIDE = 224  # side of an input in pixels, if no preprocessing states it
+SHORT_TEXT = 8  # tokens
 ANY_CLASSES = 10  # the head is replaced, so its size does not matter
 
 
@@ -31,15 +33,18 @@ def check_weights(arch: str, path: str, preprocessing: InputTransform | None) ->
     """
     module = backbones.build(arch, ANY_CLASSES)
     state = checkpoint_reader.read_checkpoint(Path(path))
-    head = _find_head(module, preprocessing or published_preprocessing.published_preprocessing(arch))
+    takes_text = arch == "tiny-bert" or tokens.recorded_tokens(Path(path)) is not None
+    known = Tokens() if takes_text else preprocessing or published_preprocessing.published_preprocessing(arch)
+    head = _find_head(module, known)
     if head:
         checkpoints.match_tensors(module, state, head)
 
 
 def _find_head(module: nn.Module, preprocessing: InputTransform | None) -> str:
-    """Return the name of the head, or "" if the network does not accept square color images of the size that is known."""
+    """Return the name of the head, or "" if the network accepts neither texts nor square color images of the known size."""
     crop = preprocessing.crop if isinstance(preprocessing, Preprocessing) else None
+    shape = tokens.input_shape(SHORT_TEXT) if isinstance(preprocessing, Tokens) else crop or DEFAULT_SIDE
     try:
-        return backbones.layer_layout(module, crop or DEFAULT_SIDE).head
+        return backbones.layer_layout(module, shape).head
     except UserError:
         return ""
