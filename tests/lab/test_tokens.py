@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,27 @@ def test_the_sides_and_the_limit_of_a_tokenizer_are_read(weights):
     )
     read = tokens.recorded_tokens(weights)
     assert (read.max_length, read.padding, read.truncation, read.lowercase) == (16, "left", "left", False)
+
+
+@pytest.mark.parametrize(
+    ("config", "fast", "expected"),
+    [
+        ({"do_lower_case": False}, {"normalizer": {"lowercase": True}}, False),
+        ({}, {"normalizer": {"lowercase": False}}, False),
+        ({}, {}, True),
+        ({"do_lower_case": True}, {}, True),
+        ({}, {"model": {"type": "BPE"}, "normalizer": None}, None),
+    ],
+)
+def test_the_case_is_that_of_the_configuration_then_of_the_normalizer(config, fast, expected, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fast))
+    assert tokenizers.recorded_lowercase(tmp_path) is expected
+
+
+def test_roberta_has_two_positions_less_than_its_table(weights):
+    (weights.parent / "config.json").write_text('{"model_type": "roberta", "max_position_embeddings": 34}')
+    assert tokens.recorded_tokens(weights).max_length == 32
 
 
 @pytest.mark.parametrize(
@@ -116,7 +138,8 @@ def test_another_vocabulary_permutes_ordinary_tokens_only(recorded):
     special = np.isin(plain, range(5))
     assert (plain[special] == shuffled[special]).all()
     assert sorted(set(shuffled[~special])) != sorted(set(plain[~special])) or (plain != shuffled).any()
-    other = tokens._other_vocabulary(tokens._load(transform))
+    tokenizer = tokens._load(transform)
+    other = tokens._other_vocabulary(tokenizer.size, tokenizer.special)
     assert sorted(other) == list(range(10))
     assert other[:5].tolist() == list(range(5))
 
@@ -142,8 +165,6 @@ def test_a_tokenizer_that_changes_during_a_run_is_refused(weights, recorded):
 
 
 def test_a_fast_tokenizer_of_bert_is_read_without_its_library(weights):
-    import json
-
     vocab = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     (weights.parent / "vocab.txt").unlink()
     (weights.parent / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))

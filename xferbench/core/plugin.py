@@ -132,6 +132,7 @@ class DataProfile:
         dropped_examples: the examples that cannot be used, in words.
         rotated, sixteen_bit: numbers of images with an EXIF orientation, and with 16 bits per channel.
         highest: the highest value of images with 16 bits per channel.
+        truncated: number of test texts that are cut to the largest length.
         notes: how the files of the datasets were understood, in words.
     """
 
@@ -147,6 +148,7 @@ class DataProfile:
     rotated: int = 0
     sixteen_bit: int = 0
     highest: int = 0
+    truncated: int = 0
     notes: tuple[str, ...] = ()
 
 

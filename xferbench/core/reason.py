@@ -133,6 +133,7 @@ class Code(Enum):
     CLASSES = auto()  # names, in the order of the outputs
     ROTATED = auto()  # count, orientation
     SIXTEEN_BIT = auto()  # count, highest, bits
+    TRUNCATED = auto()  # count, test, length
     DROPPED_EXAMPLES = auto()  # entries
     AT_EDGE = auto()  # plugins, arm, edge
     SUBJECT_LEARNT_NOTHING = auto()  # share

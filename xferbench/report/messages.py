@@ -112,6 +112,9 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.BEST_ALTERNATIVE: (
         "validation selected the subject itself among {count} recipes, so it is compared with the best of the others"
     ),
+    Code.TRUNCATED: (
+        "{count} of {test} test texts are longer than {length} tokens and are cut; max_length in preprocessing sets the length"
+    ),
     Code.UNSEARCHED_COPIES: "data-leakage says nothing about these kinds of copies, which the suite leaves out: {kinds}",
     Code.ONE_CHECKPOINT: "verdicts are conditional on this one pretrained checkpoint",
 }

@@ -11,7 +11,7 @@ from xferbench.core.interventions import OWN_HEAD, SourcePretraining, as_dict
 from xferbench.core.pipeline import ScratchGrid
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.run import Provenance, Run
-from xferbench.core.transforms import Preprocessing
+from xferbench.core.transforms import Preprocessing, Tokens
 from xferbench.report import messages
 from xferbench.runner import preregistration
 from xferbench.runner.environment import describe_environment
@@ -178,8 +178,10 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
 
 
 def _format_notes(executed: StudyResult) -> list[Reason]:
-    """Return notes on photographs with an EXIF orientation and on 16-bit files, and how the pipeline reads them."""
+    """Return notes on how the pipeline reads texts that are cut, photographs with an EXIF orientation, and 16-bit files."""
     data, transform = executed.study.profile.data, executed.study.profile.preprocessing
+    if isinstance(transform, Tokens) and data.truncated:
+        return [because(Code.TRUNCATED, count=data.truncated, test=data.test, length=transform.max_length)]
     if not isinstance(transform, Preprocessing):
         return []
     rotated = [because(Code.ROTATED, count=data.rotated, orientation=transform.orientation)] if data.rotated else []

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 PROFILED_DEVICES = ("cpu", "cuda", "mps")
 MIN_AUDIT_IMAGES = 8  # minimum number of test examples of an audit
-PROFILE_VERSION = 12  # raise when a profile has new fields
+PROFILE_VERSION = 13  # raise when a profile has new fields
 
 
 def profile_pipeline(

@@ -62,6 +62,20 @@ def load_tokenizer(folder: str, digest: str) -> Tokenizer:
     return _from_library(files[0], weights_folder.read_json(files[-1]))
 
 
+def recorded_lowercase(folder: Path) -> bool | None:
+    """Return whether a WordPiece tokenizer converts texts to lower case; None for another tokenizer, whose file decides.
+
+    The setting is in ``tokenizer_config.json``, or in the normalizer of ``tokenizer.json``. transformers takes lower case if
+    neither has it.
+    """
+    fast = weights_folder.read_json(folder / weights_folder.TOKENIZER_FILES[0])
+    if (fast.get("model") or {}).get("type", "WordPiece") != "WordPiece":
+        return None
+    stated = weights_folder.read_json(folder / weights_folder.TOKENIZER_CONFIG_FILE).get("do_lower_case")
+    value = (fast.get("normalizer") or {}).get("lowercase", True) if stated is None else stated
+    return bool(value)
+
+
 def digest_files(files: Iterable[Path]) -> str:
     """Return a digest of the names and the content of the files that exist."""
     hasher = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from xferbench.core.transforms import Tokens
 from xferbench.data import weights_folder
 from xferbench.data.raw import TextExample
 from xferbench.lab.data.batch import example_shape
-from xferbench.lab.data.tokenizers import Tokenizer, digest_files, load_tokenizer
+from xferbench.lab.data.tokenizers import Tokenizer, digest_files, load_tokenizer, recorded_lowercase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_LENGTH = 512  # tokens, if neither the tokenizer nor the network has a limit
 NO_LIMIT = 10**6  # transformers writes a number such as 1e30 for a tokenizer without a limit
 LENGTH_MULTIPLE = 8  # a length is rounded up to it, as in the padding of a Trainer
+WITH_PADDING_POSITIONS, PADDING_POSITIONS = ("roberta", "xlm-roberta", "camembert"), 2  # positions that no token has
 NO_SEGMENT = -1  # marks padding in stored examples
 SHUFFLE_SEED = 0
 
@@ -40,13 +42,15 @@ def recorded_tokens(weights: Path) -> Tokens | None:
     if not config or not weights_folder.has_tokenizer(weights.parent):
         return None
     settings = weights_folder.read_json(files[-1])
-    limits = [settings.get("model_max_length"), config.get("max_position_embeddings")]
+    positions = config.get("max_position_embeddings")
+    if config["model_type"] in WITH_PADDING_POSITIONS and isinstance(positions, int):
+        positions -= PADDING_POSITIONS
+    limits = [settings.get("model_max_length"), positions]
     usable = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < NO_LIMIT]
-    lowercase = settings.get("do_lower_case")
     return Tokens(
         tokenizer=digest_files(files),
         tokenizer_path=str(weights.parent),
-        lowercase=lowercase if isinstance(lowercase, bool) else None,
+        lowercase=recorded_lowercase(weights.parent),
         max_length=min(usable, default=DEFAULT_MAX_LENGTH),
         padding="left" if settings.get("padding_side") == "left" else "right",
         truncation="left" if settings.get("truncation_side") == "left" else "right",
@@ -66,10 +70,11 @@ def fit_length(transform: Tokens, examples: Iterable[RawExample]) -> Tokens:
     return replace(transform, max_length=min(transform.max_length, max(rounded, LENGTH_MULTIPLE)))
 
 
-def count_truncated(transform: Tokens, examples: Iterable[TextExample]) -> int:
+def count_truncated(transform: Tokens, examples: Iterable[RawExample]) -> int:
     """Return how many texts are cut."""
     tokenizer, longer = _load(transform), replace(transform, max_length=NO_LIMIT)
-    return sum(len(_ids_and_segments(tokenizer, longer, example)[0]) > transform.max_length for example in examples)
+    lengths = (len(_ids_and_segments(tokenizer, longer, _require_text(example))[0]) for example in examples)
+    return sum(length > transform.max_length for length in lengths)
 
 
 def geometry_key(transform: Tokens) -> Tokens:
@@ -122,7 +127,7 @@ def _ids_and_segments(tokenizer: Tokenizer, transform: Tokens, example: TextExam
     room = max(0, transform.max_length - len(before) - len(between) - len(after))
     first, second = _truncate(first, second, room, transform.truncation)
     if transform.shuffled:
-        other = _other_vocabulary(tokenizer)
+        other = _other_vocabulary(tokenizer.size, tokenizer.special)
         first, second = ([int(other[token]) for token in part] for part in (first, second))
     ids = [*before, *first, *between, *second, *after]
     split = len(before) + len(first) + len(between) if has_pair else len(ids)
@@ -140,10 +145,11 @@ def _truncate(first: list[int], second: list[int], room: int, side: str) -> tupl
     return first, second
 
 
-def _other_vocabulary(tokenizer: Tokenizer) -> np.ndarray:
+@lru_cache(maxsize=1)
+def _other_vocabulary(size: int, special: frozenset[int]) -> np.ndarray:
     """Return for each id that of another token; special tokens keep theirs."""
-    ordinary = np.array([token for token in range(tokenizer.size) if token not in tokenizer.special])
-    other = np.arange(tokenizer.size)
+    ordinary = np.array([token for token in range(size) if token not in special])
+    other = np.arange(size)
     other[ordinary] = np.random.default_rng(SHUFFLE_SEED).permutation(ordinary)
     return other
 

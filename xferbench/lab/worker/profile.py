@@ -164,6 +164,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
             rotated=dataset.rotated,
             sixteen_bit=dataset.sixteen_bit,
             highest=dataset.highest,
+            truncated=_count_truncated(transform, request),
             source=outputs,
             source_error=source_error,
             shifted=domains.shifted_classes(shifted, dataset.classes, transform, cache),
@@ -205,6 +206,14 @@ def _fit_length(transform: Tokens, request: ProfileRequest) -> Tokens:
         for split in sources.read_dataset(data.spec, None)[1].values()
     )
     return tokens.fit_length(transform, [example for split in splits for example in split.images])
+
+
+def _count_truncated(transform: InputTransform, request: ProfileRequest) -> int:
+    """Return the number of test texts that are cut; 0 for images."""
+    if not isinstance(transform, Tokens):
+        return 0
+    raw = sources.read_dataset(request.target.spec, None)[1]["test"]
+    return tokens.count_truncated(transform, raw.images[: request.test_size])
 
 
 def _build_network(
