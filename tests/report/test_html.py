@@ -217,6 +217,8 @@ def test_a_failure_is_a_card_with_cause_next_action_and_verification(run):
     assert "FAIL batchnorm-drift +" in content
     assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in content
     assert "Verified: the cured arm was trained with these lines and passes." in content
+    audited = html.render(replace(run, findings=(replace(first, kind="audit"),)), {})
+    assert "Verified: the cured arm was served with these lines and passes." in " ".join("".join(Page(audited).words).split())
     for remedy, expected in (
         (
             dict(first.remedy) | {"verified": False},

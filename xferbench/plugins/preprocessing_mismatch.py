@@ -112,10 +112,11 @@ Symptom
 Cause
     A mean and standard deviation that differ from training, none, or twice; 0–255 for 0–1; BGR for RGB; another size, crop or
     interpolation; photographs that lie on their side, because one library applies the EXIF orientation and another does not;
-    16-bit files that one library clips and another scales.
+    16-bit files that one library clips and another scales. Texts: another case, missing or doubled special tokens, no attention
+    mask, another side of padding or truncation.
 
 Remedy
-    Serve the images in the form that this audit confirmed.
+    Serve the images or texts in the form that this audit confirmed.
 
 How it is judged
     The plugin screens common forms on one half of the test images: eight normalizations and ranges, each in both orders of

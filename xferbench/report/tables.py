@@ -237,7 +237,7 @@ def verification_text(group: Group) -> str:
     is_effective = (group[0].remedy or {}).get("verified")
     if all(line.startswith("#") for line in patch_lines(group).splitlines()):
         return "verified on examples that were not used to find it" if is_effective else "not verified: it is not shown to help"
-    test = "the cured arm was trained with these lines"
+    test = f"the cured arm was {'served' if group[0].kind == 'audit' else 'trained'} with these lines"
     return f"verified: {test} and passes" if is_effective else f"not verified: {test} and is not shown to pass"
 
 
