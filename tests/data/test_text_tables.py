@@ -7,11 +7,14 @@ import json
 import pytest
 
 from xferbench.core.errors import UserError
-from xferbench.data import inputs, sources
+from xferbench.data import inputs, sources, text_tables
 from xferbench.data.raw import TextExample
-from xferbench.data.text_tables import read_texts
 
 ROWS = [("I liked it", "pos"), ("I did not", "neg"), ("Great", "pos"), ("Awful", "neg")]
+
+
+def read_texts(path):
+    return text_tables.read_texts(path, path.suffix[1:])
 
 
 def write_csv(path, header, rows):
@@ -44,8 +47,8 @@ def test_json_lines_and_pairs_are_read(tmp_path):
 
 
 def test_whole_numbers_are_classes_in_numeric_order(tmp_path):
-    rows = [(f"text {n}", n, split) for n in (10, 9, 2) for split in ("train", "test")]
-    assert read_texts(write_csv(tmp_path / "t.csv", "text,label,split", rows))[0] == ("2", "9", "10")
+    rows = [(f"text {n}", n, split) for n in (10, 9, -1, 2) for split in ("train", "test")]
+    assert read_texts(write_csv(tmp_path / "t.csv", "text,label,split", rows))[0] == ("-1", "2", "9", "10")
 
 
 def test_without_a_column_split_a_test_set_is_cut_and_a_note_says_so(tmp_path):
@@ -106,3 +109,32 @@ def test_the_embedded_language_is_a_synthetic_dataset():
     classes, splits, _ = sources.read_dataset("synthetic:text-near", None)
     assert len(classes) == len(set(splits["train"].labels))
     assert all(isinstance(example, TextExample) for example in splits["test"].images)
+
+
+def test_the_kind_and_not_the_name_decides_how_a_table_is_read(tmp_path):
+    rows = [
+        {"text": f"a\u2028b {number}", "label": number % 2, "split": split}
+        for number in range(4)
+        for split in ("train", "test")
+    ]
+    (tmp_path / "t.JSON").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    classes, splits, left_out = sources.read_dataset(f"jsonl:{tmp_path / 't.JSON'}", None)
+    assert (classes, left_out) == (("0", "1"), ())
+    assert splits["train"].images[0] == TextExample("a\u2028b 0")
+
+
+def test_a_long_document_and_half_a_character_are_read(tmp_path):
+    rows = [(f"{number} {'word ' * 40_000}", "ab"[number % 2], split) for number in range(4) for split in ("train", "test")]
+    assert len(read_texts(write_csv(tmp_path / "t.csv", "text,label,split", rows))[1]["train"].images[0].text) > 131_072
+    lines = [
+        json.dumps({"text": "cut \ud83d", "label": label, "split": split}) for label in "ab" for split in ("train", "test")
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    assert read_texts(tmp_path / "t.jsonl")[1]["train"].images[0].text == "cut ?"
+
+
+def test_notes_on_columns_are_no_lost_data(tmp_path):
+    path = write_csv(tmp_path / "t.csv", "sentence,label,split,id", [(*row, index) for index, row in enumerate(with_splits())])
+    assert sources.read_dataset(f"csv:{path}", None)[2] == ()
+    notes = sources.layout_notes(f"csv:{path}")[1]
+    assert notes == ("t.csv: column sentence is read as text", "t.csv: column id is not used")

@@ -19,6 +19,7 @@ from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_te
 PAD, UNK, CLS, SEP, MASK = range(5)
 WORDS = ("red", "green", "blue", "Red", "##dish")  # ids 5 to 9
 RED, GREEN, BLUE, CAPITAL_RED = 5, 6, 7, 8
+BERT = {"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[UNK]": 1}}, "normalizer": {"type": "BertNormalizer"}}
 
 
 @pytest.fixture
@@ -61,10 +62,29 @@ def test_the_sides_and_the_limit_of_a_tokenizer_are_read(weights):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"added_tokens": [{"content": "<user>"}]},
+        {"normalizer": {"type": "BertNormalizer", "strip_accents": False}},
+        {"normalizer": {"type": "Sequence"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"post_processor": {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}}},
+        {"model": BERT["model"] | {"vocab": {"[PAD]": 0, "[UNK]": 2}}},
+        {"model": BERT["model"] | {"unk_token": "<unk>"}},
+        {"model": BERT["model"] | {"type": "BPE"}},
+    ],
+)
+def test_only_the_plain_tokenizer_of_bert_is_read_without_its_library(change):
+    assert tokenizers.is_plain_bert(BERT)
+    assert not tokenizers.is_plain_bert(BERT | change)
+
+
+@pytest.mark.parametrize(
     ("config", "fast", "expected"),
     [
-        ({"do_lower_case": False}, {"normalizer": {"lowercase": True}}, False),
-        ({}, {"normalizer": {"lowercase": False}}, False),
+        ({"do_lower_case": False}, BERT | {"normalizer": {"lowercase": True}}, False),
+        ({}, BERT | {"normalizer": {"lowercase": False}}, False),
+        ({}, BERT, True),
         ({}, {}, True),
         ({"do_lower_case": True}, {}, True),
         ({}, {"model": {"type": "BPE"}, "normalizer": None}, None),
@@ -155,6 +175,26 @@ def test_a_statement_keeps_its_values_and_gets_the_others_from_the_record(record
     stated = complete_tokens(Tokens(lowercase=False, padding="left"), recorded)
     assert (stated.lowercase, stated.padding, stated.max_length) == (False, "left", 32)
     assert (stated.tokenizer, stated.tokenizer_path) == (recorded.tokenizer, recorded.tokenizer_path)
+
+
+def test_a_batch_is_padded_to_its_longest_text(recorded):
+    for transform in (replace(recorded, max_length=10), replace(recorded, max_length=10, padding="left", extra_padding=2)):
+        texts = [TextExample("red"), TextExample("red green blue")]
+        batch = torch.from_numpy(np.stack([apply_geometry(text, transform) for text in texts]))
+        trimmed = tokens.trim_padding(transform, batch)
+        assert trimmed.shape[-1] == 5 + transform.extra_padding
+        assert ((trimmed[:, 1] >= 0).sum(1) == (batch[:, 1] >= 0).sum(1)).all()
+
+
+def test_a_text_longer_than_the_limit_is_refused():
+    with pytest.raises(UserError, match="max_length") as caught:
+        tokens.check_length(Tokens(max_length=60, extra_padding=8), 64)
+    assert (caught.value.found, caught.value.do) == ("68 tokens", "set max_length to 56 or less")
+
+
+def test_an_image_classifier_with_a_tokenizer_is_no_network_for_text(weights):
+    (weights.parent / "config.json").write_text('{"model_type": "siglip", "architectures": ["SiglipForImageClassification"]}')
+    assert tokens.recorded_tokens(weights) is None
 
 
 def test_a_tokenizer_that_changes_during_a_run_is_refused(weights, recorded):

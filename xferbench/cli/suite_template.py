@@ -175,7 +175,7 @@ def suite_text(summary: DatasetSummary, name: str, arch: str, weights: Path | No
     preprocessing = f"{size}, mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225]"
     preprocessing_note = "used in pretraining; needed if it is not recorded"
     if summary.is_text:
-        preprocessing, preprocessing_note = 'kind = "text", max_length = 128', "the tokenizer is that of the weights"
+        preprocessing, preprocessing_note = 'kind = "text", max_length = 64', "the tokenizer is that of the weights"
     saving = "Shorter texts" if summary.is_text else "Fewer pixels"
     comment = "" if execute.is_cpu("auto") else "# "
     return f"""\
@@ -229,8 +229,7 @@ def _class_comments(summary: DatasetSummary) -> str:
     for split, counts in summary.counts.items():
         per_class = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         lines.append(f"# {split}: {sum(counts)} {summary.noun}, {per_class} a class")
-    unused = "note(s) on columns; `xferbench validate` prints them" if summary.is_text else "file(s) or array(s) are not used"
-    lines += [f"# {summary.skipped} {unused}"] if summary.skipped else []
+    lines += [f"# {summary.skipped} file(s) or array(s) are not used"] if summary.skipped else []
     return "\n".join(lines)
 
 

@@ -60,7 +60,7 @@ def check_inputs(suite: Suite) -> None:
             if kind == "folder":
                 _check_folder(Path(rest))
             elif kind in {"csv", "jsonl"}:
-                text_tables.read_texts(Path(rest))
+                text_tables.read_texts(Path(rest), kind)
         except UserError as problem:
             raise problem.at(f"{suite.invocation.path}: [{role}] data: {problem.what}") from problem
     manifest = suite.data.manifest

@@ -180,6 +180,9 @@ def _open_dataset(
 
     A dataset without splits gives all its images.
     """
+    if kind in {"csv", "jsonl"}:
+        found, expected = f"a {kind} file of texts", "images"
+        raise UserError(f"{data}: a manifest is made of images", found=found, expected=expected, do="name a dataset of images")
     if kind == "npz":
         images, raw_labels = npz.stream_train_images(path)
         values, labels = np.unique(raw_labels, return_inverse=True) if len(raw_labels) else (raw_labels, raw_labels)

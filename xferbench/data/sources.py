@@ -35,19 +35,23 @@ def read_dataset(spec: str, generated: int | None) -> DatasetParts:
     if kind == "npz":
         return npz.read_npz(Path(rest))
     if kind in {"csv", "jsonl"}:
-        return text_tables.read_texts(Path(rest))
+        classes, splits, _ = text_tables.read_texts(Path(rest), kind)  # its notes are those of layout_notes
+        return classes, splits, ()
     if kind == "torchvision":
         return torchvision_folder.read_torchvision(rest)
     return _load_digits() if kind == "digits" else _generate(rest, generated or SYNTHETIC_SPLIT_SIZES["test"])
 
 
 def layout_notes(spec: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the classes of a folder of class folders, and notes on how the folder was understood; () for other datasets.
+    """Return the classes of class folders or of a table of texts, and notes on how they were understood; () for other datasets.
 
     Raises:
         UserError: If the dataset cannot be used.
     """
     kind, rest = inputs.split_spec(spec)
+    if kind in {"csv", "jsonl"}:
+        classes, _, notes = text_tables.read_texts(Path(rest), kind)
+        return classes, notes
     if kind != "folder" or metadata_csv.metadata_files(Path(rest)):
         return (), ()
     layout = class_folders.read_layout(Path(rest))

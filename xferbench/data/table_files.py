@@ -33,6 +33,7 @@ class TableForm:
         example: what a row is, in one word.
         expected: the columns in words, for messages.
         do: advice for a table without a required column.
+        kind: ``csv`` or ``jsonl``; None for the one that the suffix of the file says.
     """
 
     required: tuple[str, ...]
@@ -41,6 +42,7 @@ class TableForm:
     example: str
     expected: str
     do: str
+    kind: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -165,7 +167,8 @@ def resolve_path(name: str, files: Mapping[str, Sequence[PurePosixPath]]) -> Pur
 def _read_lines(path: Path, form: TableForm) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header of a table, and the fields of its rows with the number of the line on which each ends."""
     text = _read_text(path, form)
-    return _read_jsonl(path, text, form) if path.suffix == ".jsonl" else _read_csv(path, text, form)
+    is_json = path.suffix.lower() == ".jsonl" if form.kind is None else form.kind == "jsonl"
+    return _read_jsonl(path, text, form) if is_json else _read_csv(path, text, form)
 
 
 def _read_text(path: Path, form: TableForm) -> str:
@@ -182,11 +185,14 @@ def _read_text(path: Path, form: TableForm) -> str:
 
 def _read_csv(path: Path, text: str, form: TableForm) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header of a table, and its rows with the number of the line on which each ends."""
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a document may be longer than the default
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         lines = [(reader.line_num, line) for line in reader if line]
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file", found=str(error), expected=form.expected) from error
+    finally:
+        csv.field_size_limit(limit)
     header = [name.strip() for name in lines[0][1]] if lines else []
     for number, line in lines[1:]:
         if len(line) != len(header):
@@ -198,7 +204,7 @@ def _read_csv(path: Path, text: str, form: TableForm) -> tuple[list[str], list[t
 def _read_jsonl(path: Path, text: str, form: TableForm) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the keys of all lines of a file of JSON objects, and the values of each line as text."""
     objects: list[tuple[int, dict[str, object]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text may contain other characters that separate lines
         if not line.strip():
             continue
         try:

@@ -5,6 +5,7 @@ The columns are ``text`` and ``label``, and optionally ``text_pair``, ``split`` 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,21 +24,25 @@ if TYPE_CHECKING:
 MAX_EXCERPT = 40  # characters of a text in a message
 
 
-def read_texts(path: Path) -> DatasetParts:
+def read_texts(path: Path, kind: str) -> DatasetParts:
     """Read the classes of a table of texts, its splits, and notes on its columns.
 
     The classes are the sorted labels; labels that are whole numbers are sorted as numbers. Without a column ``split``, a fifth
-    of the texts is the test set, and a note says so.
+    of the texts is the test set, and a note says so. Halves of a surrogate pair become question marks.
+
+    Args:
+        path: The table.
+        kind: ``csv`` or ``jsonl``.
 
     Raises:
         UserError: If the table cannot be used. The message names the line.
     """
-    table = read_table(path, TEXT_TABLE)
+    table = read_table(path, replace(TEXT_TABLE, kind=kind))
     _check_rows(path, table)
     rows = [row for _, row in table.rows]
     classes = _class_names(path, rows)
     raw = RawSplit(
-        [TextExample(row["text"].strip(), row.get("text_pair", "").strip()) for row in rows],
+        [_text_example(row) for row in rows],
         np.array([classes.index(row["label"].strip()) for row in rows], np.int64),
         _group_numbers(rows),
         [f"{path.name}: line {number}" for number, _ in table.rows],
@@ -49,6 +54,11 @@ def read_texts(path: Path) -> DatasetParts:
     names = [row["split"].strip() for row in rows]
     check_split_names(path, set(names))
     return classes, divide(raw, names, set(names), classes, path), notes
+
+
+def _text_example(row: Mapping[str, str]) -> TextExample:
+    first, second = (row.get(name, "").strip().encode("utf-8", "replace").decode() for name in ("text", "text_pair"))
+    return TextExample(first, second)
 
 
 def _check_rows(path: Path, table: Table) -> None:
@@ -70,7 +80,7 @@ def _class_names(path: Path, rows: Sequence[Mapping[str, str]]) -> tuple[str, ..
     if len(labels) < 2:
         found = f"{len(labels)} among {len(rows)} rows"
         raise UserError(f"{path}: too few labels", found=found, expected="at least two", do="check the column label")
-    are_numbers = all(label.isdecimal() for label in labels)
+    are_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label), label) if are_numbers else (0, label)))
 
 
@@ -81,7 +91,7 @@ def _group_numbers(rows: Sequence[Mapping[str, str]]) -> np.ndarray:
 
 
 def _notes(path: Path, table: Table) -> Iterator[str]:
-    """Yield notes: on columns that may be the group, that have another name, or that are not used, and on repeated texts."""
+    """Yield notes on columns that may be the group, have another name or are not used, and on a text with two labels."""
     for question in group_questions(table.header):
         yield f"{path.name}: {question}"
     for note in table.notes:
@@ -91,8 +101,8 @@ def _notes(path: Path, table: Table) -> Iterator[str]:
             yield f"{path.name}: column {column} is not used"
     labels: dict[TextExample, str] = {}
     for number, row in table.rows:
-        example = TextExample(row["text"].strip(), row.get("text_pair", "").strip())
-        if labels.setdefault(example, row["label"]) != row["label"]:
+        example = _text_example(row)
+        if labels.setdefault(example, row["label"].strip()) != row["label"].strip():
             excerpt = example.text[:MAX_EXCERPT] + ("…" if len(example.text) > MAX_EXCERPT else "")
             yield f"{path.name}: line {number}: a text with two labels ({excerpt})"
             return

@@ -28,6 +28,7 @@ SHARD_PATTERN = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", TOKENIZER_CONFIG_FILE)
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".h5", ".keras", ".onnx", INDEX_SUFFIX)
@@ -168,8 +169,8 @@ def weights_files(path: Path) -> tuple[Path, ...]:
         UserError: if the index cannot be read, or a shard is missing.
     """
     shards = shard_files(path) if path.name.endswith(INDEX_SUFFIX) else ()
-    names = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES) if transformers_config(path) else ()
-    settings = [path.with_name(name) for name in names]
+    names = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES, POOLING_FILE) if transformers_config(path) else ()
+    settings = [path.parent / name for name in names]
     settings += [path.with_name(ADAPTER_CONFIG_FILE)] if path.name.startswith("adapter_model.") else []
     return (path, *shards, *(file for file in settings if file.is_file()))
 
@@ -200,6 +201,15 @@ def transformers_config(weights: Path) -> dict[str, Any]:
         return {}
     config = read_json(weights.with_name(CONFIG_FILE))
     return config if isinstance(config.get("model_type"), str) else {}
+
+
+def takes_text(weights: Path) -> bool:
+    """Return whether a file of weights is in a folder of transformers with a network for text and its tokenizer."""
+    config, folder = transformers_config(weights), weights.parent
+    architectures = config.get("architectures")
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    is_image = (folder / PREPROCESSOR_FILE).is_file() or name.endswith("ForImageClassification")
+    return bool(config) and has_tokenizer(folder) and not is_image
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -43,6 +43,7 @@ from xferbench.plugin import (
     Profile,
     Selection,
     Spectrogram,
+    Tokens,
     records,
     replace_data,
     replace_serving,
@@ -63,6 +64,12 @@ def with_size_of(transform: InputTransform, other: InputTransform, *, channels: 
     if isinstance(transform, Spectrogram) and isinstance(other, Spectrogram) and channels:
         return replace(transform, channels=other.channels)
     return transform
+
+
+def applies(pipeline: Pipeline, profile: Profile) -> str:
+    if isinstance(pipeline.data.train_preprocessing, Tokens):
+        return "texts have neither channels nor a resolution"
+    return requires_pretrained(pipeline, profile)
 
 
 def cure(pipeline: Pipeline, profile: Profile) -> Pipeline | Selection:
@@ -107,7 +114,7 @@ plugin = Plugin(
     version=2,
     question="Do the images have the channels and the resolution that the network needs?",
     doc=__doc__,
-    applies=requires_pretrained,
+    applies=applies,
     cure=cure,
     induce=induce,
     trust=unrecorded_preprocessing,

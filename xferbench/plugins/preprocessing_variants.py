@@ -27,7 +27,8 @@ def normalized_twice(transform: Preprocessing | Spectrogram) -> Preprocessing | 
 def preprocessing_mistakes(transform: InputTransform, profile: Profile) -> dict[str, InputTransform]:
     """Return common mistakes by name, each in one field; mistakes that change nothing are absent."""
     if isinstance(transform, Tokens):
-        return text_mistakes(transform, max(profile.model.accepted_sizes, default=transform.max_length))
+        limit = max(profile.model.accepted_sizes, default=transform.max_length)
+        return {name: mistake for name, mistake in text_mistakes(transform, limit).items() if mistake != transform}
     mistakes: dict[str, InputTransform] = {"twice-normalised": normalized_twice(transform)}
     if isinstance(transform, Spectrogram):
         mistakes["unnormalised"] = replace(transform, mean=0.0, std=1.0)

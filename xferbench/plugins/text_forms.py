@@ -29,11 +29,11 @@ def text_mistakes(transform: Tokens, limit: int) -> dict[str, InputTransform]:
     room = max(0, min(EXTRA_PADDING, limit - transform.max_length - transform.extra_padding))
     return {
         "unmasked": replace(transform, extra_padding=transform.extra_padding + room, masked=False),
-        "padded-left": replace(transform, padding=_other_side(transform.padding)),
+        "padded-left": replace(transform, padding="left"),
         "no-special-tokens": replace(transform, special="none"),
         "special-tokens-twice": replace(transform, special="twice"),
         "other-case": replace(transform, lowercase=not transform.lowercase),
-        "other-vocabulary": replace(transform, shuffled=not transform.shuffled),
+        "other-vocabulary": replace(transform, shuffled=True),
         "truncated": replace(transform, max_length=max(MIN_LENGTH, transform.max_length // KEPT_SHARE)),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core import files
@@ -23,7 +24,7 @@ from xferbench.core.pipeline import (
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_epochs
-from xferbench.core.transforms import InputTransform, Preprocessing, Tokens, complete_tokens
+from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Tokens, complete_tokens
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs, sources
 from xferbench.report.messages import write_sentence
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
     from concurrent.futures import Future
-    from pathlib import Path
 
     from xferbench.core.pipeline import Checkpoint, ScratchGrid, UserCode
     from xferbench.core.plugin import Profile
@@ -72,6 +72,11 @@ def profile_pipeline(
             store.put_profile(db, key, profile)
     _check_profile(suite, profile)
     profile = replace(profile, data=replace(profile.data, notes=_data_notes(suite)))
+    if isinstance(profile.preprocessing, Tokens):  # a stored profile may know another place
+        weights = request.checkpoint.after if request.checkpoint else request.weights
+        located = replace(profile.preprocessing, tokenizer_path=str(Path(weights.path).parent))
+        profile = replace(profile, preprocessing=located)
+    _check_input_kind(suite, profile)
     recorded = complete_transform(profile.preprocessing, profile)
     profile = replace(profile, preprocessing=recorded)
     source, shifted = request.source, request.shifted
@@ -103,6 +108,27 @@ def profile_pipeline(
         baseline=_scratch_grid(suite, recorded),
     )
     return pipeline, profile
+
+
+def _check_input_kind(suite: Suite, profile: Profile) -> None:
+    """Refuse a preprocessing of the recipe that is for another kind of examples than the network's, or is too long for it.
+
+    Raises:
+        UserError: that names the key.
+    """
+    kind, limit = type(profile.preprocessing), max(profile.model.accepted_sizes, default=0)
+    stated = {"train_preprocessing": suite.data.train_preprocessing, "serve_preprocessing": suite.serving.preprocessing}
+    for key, transform in stated.items():
+        location = f"{suite.invocation.path}: [recipe] {key}"
+        if transform is not None and type(transform) is not kind:
+            found, expected = INPUT_KINDS[type(transform)], f'kind = "{INPUT_KINDS[kind]}", as the network takes it'
+            raise UserError(f"{location}: kind", found=found, expected=expected)
+        if isinstance(transform, Tokens) and limit and transform.max_length + transform.extra_padding > limit:
+            found = f"{transform.max_length + transform.extra_padding} tokens"
+            raise UserError(f"{location}: max_length", found=found, expected=f"at most {limit}, the limit of the network")
+    if suite.recipe is not None and suite.recipe.augment and kind is not Preprocessing:
+        found = f"{suite.recipe.augment} of {INPUT_KINDS[kind]}s"
+        raise UserError(f"{suite.invocation.path}: [recipe] augment", found=found, expected="images", do="leave it out")
 
 
 def _scratch_grid(suite: Suite, recorded: InputTransform) -> ScratchGrid:

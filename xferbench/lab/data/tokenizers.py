@@ -42,6 +42,15 @@ class Tokenizer:
     size: int
 
 
+def load_from_folder(folder: Path) -> Tokenizer:
+    """Read the tokenizer that is now in a folder.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    return load_tokenizer(str(folder), digest_files(folder / name for name in weights_folder.TOKENIZER_FILES))
+
+
 @lru_cache(maxsize=4)
 def load_tokenizer(folder: str, digest: str) -> Tokenizer:
     """Read the tokenizer in a folder.
@@ -51,25 +60,53 @@ def load_tokenizer(folder: str, digest: str) -> Tokenizer:
     """
     files = [Path(folder, name) for name in weights_folder.TOKENIZER_FILES]
     if digest_files(files) != digest:
+        found = "other files" if weights_folder.has_tokenizer(Path(folder)) else "no tokenizer"
         do = "keep it unchanged during a run"
-        raise UserError(f"{folder}: the tokenizer changed", found="other files", expected="those of the profile", do=do)
-    model: Mapping[str, Any] = weights_folder.read_json(files[0]).get("model") or {}
-    vocab = model.get("vocab")
-    if model.get("type", "WordPiece") == "WordPiece" and isinstance(vocab, dict):
-        return _wordpiece(wordpiece.build_vocabulary(sorted(vocab, key=lambda token: int(vocab[token]))))
-    if files[1].is_file():
+        raise UserError(f"{folder}: the tokenizer changed", found=found, expected="that of the profile", do=do)
+    fast = weights_folder.read_json(files[0])
+    if is_plain_bert(fast):
+        vocab: Mapping[str, int] = fast["model"]["vocab"]
+        return _wordpiece(wordpiece.build_vocabulary(sorted(vocab, key=lambda token: vocab[token])))
+    if not fast and files[1].is_file():
         return _wordpiece(wordpiece.read_vocabulary(files[1]))
     return _from_library(files[0], weights_folder.read_json(files[-1]))
 
 
+def is_plain_bert(fast: Mapping[str, Any]) -> bool:
+    """Return whether a ``tokenizer.json`` does exactly what BERT's published code does, so that no library is needed."""
+    model, normalizer, pre_tokenizer = (fast.get(name) or {} for name in ("model", "normalizer", "pre_tokenizer"))
+    vocab, after = model.get("vocab"), fast.get("post_processor") or {}
+    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
+        return False
+    has_model = model.get("type", "WordPiece") == "WordPiece" and {
+        "unk_token": model.get("unk_token", "[UNK]"),
+        "continuing_subword_prefix": model.get("continuing_subword_prefix", wordpiece.CONTINUATION),
+    } == {"unk_token": "[UNK]", "continuing_subword_prefix": wordpiece.CONTINUATION}
+    has_normalizer = normalizer.get("type", "BertNormalizer") == "BertNormalizer" and (
+        normalizer.get("clean_text", True),
+        normalizer.get("handle_chinese_chars", True),
+        normalizer.get("strip_accents"),
+    ) == (True, True, None)
+    added = {token.get("content") for token in fast.get("added_tokens") or ()}
+    around = after.get("special_tokens", {"[CLS]": 0, "[SEP]": 0}).keys()
+    return (
+        has_model
+        and has_normalizer
+        and pre_tokenizer.get("type", "BertPreTokenizer") == "BertPreTokenizer"
+        and after.get("type", "BertProcessing") in {"BertProcessing", "TemplateProcessing"}
+        and set(around) == {"[CLS]", "[SEP]"}
+        and added <= set(wordpiece.SPECIAL_TOKENS)
+    )
+
+
 def recorded_lowercase(folder: Path) -> bool | None:
-    """Return whether a WordPiece tokenizer converts texts to lower case; None for another tokenizer, whose file decides.
+    """Return whether BERT's tokenizer converts texts to lower case; None for another tokenizer, whose file decides.
 
     The setting is in ``tokenizer_config.json``, or in the normalizer of ``tokenizer.json``. transformers takes lower case if
     neither has it.
     """
     fast = weights_folder.read_json(folder / weights_folder.TOKENIZER_FILES[0])
-    if (fast.get("model") or {}).get("type", "WordPiece") != "WordPiece":
+    if fast and not is_plain_bert(fast):
         return None
     stated = weights_folder.read_json(folder / weights_folder.TOKENIZER_CONFIG_FILE).get("do_lower_case")
     value = (fast.get("normalizer") or {}).get("lowercase", True) if stated is None else stated
@@ -119,7 +156,8 @@ def _from_library(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
         raise UserError(f"{file}: cannot be read", found=found, expected="a file of the library tokenizers") from error
     added = library.get_added_tokens_decoder()
     special = {number for number, token in added.items() if token.special}
-    padding = library.token_to_id(_token_text(settings.get("pad_token")))
+    stated = weights_folder.read_json(file.with_name(weights_folder.CONFIG_FILE)).get("pad_token_id")
+    padding = stated if isinstance(stated, int) else library.token_to_id(_token_text(settings.get("pad_token")))
 
     def encode(text: str, lowercase: bool) -> Sequence[int]:
         ids: Sequence[int] = library.encode(text.lower() if lowercase else text, add_special_tokens=False).ids

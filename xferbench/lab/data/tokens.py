@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 DEFAULT_MAX_LENGTH = 512  # tokens, if neither the tokenizer nor the network has a limit
 NO_LIMIT = 10**6  # transformers writes a number such as 1e30 for a tokenizer without a limit
 LENGTH_MULTIPLE = 8  # a length is rounded up to it, as in the padding of a Trainer
-WITH_PADDING_POSITIONS, PADDING_POSITIONS = ("roberta", "xlm-roberta", "camembert"), 2  # positions that no token has
+# Networks whose first positions belong to padding, and how many.
+WITH_PADDING_POSITIONS, PADDING_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "roformer"), 2
 NO_SEGMENT = -1  # marks padding in stored examples
 SHUFFLE_SEED = 0
 
@@ -39,10 +40,10 @@ def recorded_tokens(weights: Path) -> Tokens | None:
     """
     files = [weights.with_name(name) for name in weights_folder.TOKENIZER_FILES]
     config = weights_folder.transformers_config(weights)
-    if not config or not weights_folder.has_tokenizer(weights.parent):
+    if not weights_folder.takes_text(weights):
         return None
     settings = weights_folder.read_json(files[-1])
-    positions = config.get("max_position_embeddings")
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
     if config["model_type"] in WITH_PADDING_POSITIONS and isinstance(positions, int):
         positions -= PADDING_POSITIONS
     limits = [settings.get("model_max_length"), positions]
@@ -55,6 +56,18 @@ def recorded_tokens(weights: Path) -> Tokens | None:
         padding="left" if settings.get("padding_side") == "left" else "right",
         truncation="left" if settings.get("truncation_side") == "left" else "right",
     )
+
+
+def check_length(transform: Tokens, limit: int) -> None:
+    """Refuse a text that is longer than the limit of the network.
+
+    Raises:
+        UserError: If it is.
+    """
+    length = transform.max_length + transform.extra_padding
+    if length > limit:
+        do = f"set max_length to {limit - transform.extra_padding} or less"
+        raise UserError("preprocessing: max_length", found=f"{length} tokens", expected=f"at most {limit}, the limit", do=do)
 
 
 def fit_length(transform: Tokens, examples: Iterable[RawExample]) -> Tokens:
@@ -103,6 +116,12 @@ def prepare_batch(transform: Tokens, batch: Tensor) -> Batch:
     ids, segments = batch[..., 0, :].long(), batch[..., 1, :].long()
     mask = (segments != NO_SEGMENT).long() if transform.masked else torch.ones_like(segments)
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments.clamp(min=0)}
+
+
+def trim_padding(transform: Tokens, batch: Tensor) -> Tensor:
+    """Return stored texts [B, 2, L] with the padding that a batch of them needs: up to the longest, and the extra padding."""
+    longest = int((batch[:, 1] != NO_SEGMENT).sum(1).max()) + transform.extra_padding
+    return batch[..., batch.shape[-1] - longest :] if transform.padding == "left" else batch[..., :longest]
 
 
 def input_shape(length: int) -> Shape:

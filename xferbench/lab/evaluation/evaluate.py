@@ -36,7 +36,8 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import Recipe
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES, Predictions
-from xferbench.lab.data import datasets, domains, preprocessing
+from xferbench.core.transforms import Tokens
+from xferbench.lab.data import datasets, domains, preprocessing, tokens
 from xferbench.lab.evaluation import edits, penultimate_features
 from xferbench.lab.evaluation.context import EditContext, Examples, LoadedModel, MeasureContext, TrialContext
 from xferbench.lab.evaluation.examples import MAX_PROBE_EXAMPLES, training_examples, view_examples
@@ -366,7 +367,10 @@ def batched_logits(
     with seeds.seed_global_streams(0), feature_cache.evaluation_mode(network.module, network.device):
         network.module.train(training)
         for batch_index in index.tensor_split(max(1, len(index) // size)):
-            batch = preprocessing.to_tensor(images[batch_index].to(network.device), transform)
+            examples = images[batch_index]
+            if isinstance(transform, Tokens):  # as a service pads: to the longest text of the batch
+                examples = tokens.trim_padding(transform, examples)
+            batch = preprocessing.to_tensor(examples.to(network.device), transform)
             batch_logits.append(functional_call(network.module, copies, (batch,)).float().cpu())
     return torch.cat(batch_logits)[index.argsort()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from xferbench.lab.data import preprocessing
+from xferbench.lab.models import transformers_text
 from xferbench.lab.training import feature_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from xferbench.core.transforms import InputTransform
     from xferbench.lab.evaluation.context import MeasureContext
     from xferbench.lab.training.network import Architecture
@@ -36,16 +36,21 @@ def head_inputs(network: Architecture, tensors: Mapping[str, Tensor], images: Te
         [n, channels] float32, on the CPU.
     """
     batches: list[Tensor] = []
+    masks: list[Tensor] = []
 
     def store_inputs(_module: object, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().float()
+        if masks and x.ndim == 3:  # the head of a decoder runs on every token, and the last one answers
+            x = transformers_text.pool(x, masks[-1], "last")
         batches.append((x.flatten(2).mean(2) if x.ndim > 2 else x).cpu())
 
     hook = network.module.get_submodule(network.layout.head).register_forward_pre_hook(store_inputs)
     try:
         with feature_cache.evaluation_mode(network.module, network.device):
             for batch in images.split(feature_cache.INFERENCE_BATCH):
-                functional_call(network.module, dict(tensors), (preprocessing.to_tensor(batch.to(network.device), transform),))
+                prepared = preprocessing.to_tensor(batch.to(network.device), transform)
+                masks += [prepared["attention_mask"]] if isinstance(prepared, Mapping) else []
+                functional_call(network.module, dict(tensors), (prepared,))
     finally:
         hook.remove()
     return torch.cat(batches)

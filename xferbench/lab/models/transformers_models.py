@@ -86,7 +86,7 @@ def rename_tensors(state: dict[str, Tensor], weights: Path) -> dict[str, Tensor]
         network = _build_network(weights.parent)
     is_pretrained = isinstance(network, TextNetwork)
     model = network.encoder.model if isinstance(network, TextNetwork) else network.model
-    arguments = pretrained_arguments(model.config) if is_pretrained else {}
+    arguments = pretrained_arguments(type(model)) if is_pretrained else {}
     if model.state_dict().keys() == state.keys():
         return state
     try:

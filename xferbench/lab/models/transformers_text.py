@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from xferbench.data import weights_folder
+from xferbench.lab.data import tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 # The ends of the class names of pretrained networks; their own heads are left out.
 PRETRAINED_SUFFIXES = ("Model", "ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForPreTraining")
-POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
 DECODERS = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "bloom")
-WITH_POOLER = ("bert", "roberta", "xlm-roberta", "camembert")  # networks with a layer above the first token
 DROPOUT = 0.1  # before a new head, as in transformers
 
 
@@ -53,6 +52,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.model, self.pooling = model, pooling
         self.inputs = accepted_inputs(model)
+
+    def extra_repr(self) -> str:
+        """Return the pooling, which is part of the key of cached features."""
+        return f"pooling={self.pooling}"
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors [texts, channels]."""
@@ -98,7 +101,8 @@ def is_text_network(config: Mapping[str, Any], folder: Path) -> bool:
     architectures = config.get("architectures")
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     is_image = (folder / weights_folder.PREPROCESSOR_FILE).is_file()
-    return weights_folder.has_tokenizer(folder) and not is_image and name.endswith((CLASSIFIER_SUFFIX, *PRETRAINED_SUFFIXES))
+    is_known = name.endswith((CLASSIFIER_SUFFIX, *PRETRAINED_SUFFIXES))
+    return weights_folder.has_tokenizer(folder) and not is_image and is_known
 
 
 def is_finished(config: Mapping[str, Any]) -> bool:
@@ -111,7 +115,7 @@ def pooling_of(config: Mapping[str, Any], folder: Path) -> str:
 
     It is that of sentence-transformers if the folder records one, the last token of a decoder, and else the first token.
     """
-    recorded = weights_folder.read_json(folder / POOLING_FILE)
+    recorded = weights_folder.read_json(folder / weights_folder.POOLING_FILE)
     modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     stated = [pooling for key, pooling in modes.items() if recorded.get(key) is True]
     return stated[0] if len(stated) == 1 else "last" if config.get("model_type") in DECODERS else "cls"
@@ -129,18 +133,20 @@ def build_text_network(transformers: Any, config: Any, folder: Path, classes: in
     settings = config.to_dict()
     if classes is not None:
         config.num_labels = classes
-    if config.pad_token_id is None:  # a decoder without one; the mask hides the padding
-        config.pad_token_id = 0
+    if config.pad_token_id is None:  # transformers finds the last token of a text by it
+        config.pad_token_id = tokenizers.load_from_folder(folder).padding
     if is_finished(settings):
         return TextClassifier(transformers.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
-    model = transformers.AutoModel.from_config(config, trust_remote_code=False, **pretrained_arguments(config))
+    arguments = pretrained_arguments(transformers.MODEL_MAPPING[type(config)])
+    model = transformers.AutoModel.from_config(config, trust_remote_code=False, **arguments)
     encoder = Encoder(model, pooling_of(settings, folder))
     return TextNetwork(encoder, hidden_size(config), config.num_labels)
 
 
-def pretrained_arguments(config: Any) -> dict[str, bool]:
+def pretrained_arguments(model_class: type) -> dict[str, bool]:
     """Return the arguments that build a pretrained network without a layer above its hidden states."""
-    return {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
+    parameters = inspect.signature(model_class.__init__).parameters  # type: ignore[misc] # of a class
+    return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
 
 
 def hidden_size(config: Any) -> int:

@@ -43,6 +43,8 @@ CIFAR_PREPROCESSING = Preprocessing(resize=32, crop=32, mean=IMAGENET_MEAN_STD[0
 COMMON_LENGTHS = (32, 64, 128, 256, 512)  # of texts, in tokens
 COMMON_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)  # sides of square images in pixels
 TIMED_IMAGES = 32  # images in a batch
+NO_TOKENIZER_ADVICE = "save the tokenizer into the folder of the weights, or state images as the kind of preprocessing"
+FORM_OF_TEXTS = ("lowercase", "special", "truncation", "padding", "extra_padding", "masked", "shuffled")
 NORMALIZATION_TOLERANCE = 0.01  # of a mean or a standard deviation; records are rounded differently
 REPEATED_TIMINGS = 3
 SLOW_SECONDS = 0.5  # predicted duration of a batch, above which only a smaller batch is timed
@@ -120,8 +122,9 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     if checkpoint is None:  # a finished network may have been trained with other values than those it started from
         _refuse_contradiction(arch, weights, request.preprocessing)
     transform, trust = _preprocessing(request)
+    limit = 0
     if isinstance(transform, Tokens):
-        transform = _fit_length(transform, request)
+        limit, transform = transform.max_length, _fit_length(transform, request)
     test_size = request.test_size
     dataset = datasets.load_dataset(request.target, transform, None if checkpoint else test_size, cache)
     train, validation = _subset(dataset, request)
@@ -148,7 +151,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
             head=layout.head,
             batchnorm=layout.batchnorm,
             size=dataset.test.images.shape[-2:],
-            accepted_sizes=_accepted_sizes(module, transform),
+            accepted_sizes=_accepted_sizes(module, transform, limit),
             outputs=summary.head.outputs if summary else 0,
             finished_head=summary.head.finished if summary else None,
             body_unchanged=bool(summary and summary.body_unchanged),
@@ -183,14 +186,20 @@ def _preprocessing(request: ProfileRequest) -> tuple[InputTransform, str]:
 
     A statement needs no note if the weights have a record, which it does not contradict, or if an audit tests it.
     """
-    recorded, note = checkpoint_preprocessing(request.arch, request.weights)
+    weights = request.checkpoint.after if request.checkpoint else request.weights
+    saved = tokens.recorded_tokens(Path(weights.path))
+    recorded, note = (saved, "") if saved else checkpoint_preprocessing(request.arch, request.weights)
     stated = request.preprocessing
     if isinstance(recorded, Tokens):
         stated = stated or recorded
         if not isinstance(stated, Tokens):
             found, expected = INPUT_KINDS[type(stated)], "text, the kind of the weights"
             raise UserError("[backbone] preprocessing: kind", found=found, expected=expected, do="leave preprocessing out")
+        tokens.check_length(complete_tokens(stated, recorded), recorded.max_length)
         return complete_tokens(stated, recorded), ""
+    if isinstance(stated, Tokens) or request.arch == "tiny-bert":
+        found, expected = "no tokenizer next to the weights", "a folder with config.json, the weights and the tokenizer"
+        raise UserError(f"{weights.path}: its network cannot get texts", found=found, expected=expected, do=NO_TOKENIZER_ADVICE)
     if stated is None:
         return recorded or Preprocessing(), note
     is_confirmed = request.checkpoint is not None or (isinstance(stated, Preprocessing) and recorded is not None and not note)
@@ -199,20 +208,22 @@ def _preprocessing(request: ProfileRequest) -> tuple[InputTransform, str]:
 
 def _fit_length(transform: Tokens, request: ProfileRequest) -> Tokens:
     """Return a transform that is as long as the longest text of all datasets of a request."""
-    splits = (
-        split
-        for data in (request.target, request.source, request.shifted)
-        if data is not None
-        for split in sources.read_dataset(data.spec, None)[1].values()
-    )
-    return tokens.fit_length(transform, [example for split in splits for example in split.images])
+    longest = 0
+    for role, data in (("target", request.target), ("source", request.source), ("shifted", request.shifted)):
+        splits = sources.read_dataset(data.spec, request.test_size)[1] if data is not None else {}
+        try:
+            fitted = tokens.fit_length(transform, [example for split in splits.values() for example in split.images])
+        except UserError as error:
+            raise error.at(f"[{role}] data: {error.what}") from error
+        longest = max(longest, fitted.max_length)
+    return replace(transform, max_length=longest)
 
 
 def _count_truncated(transform: InputTransform, request: ProfileRequest) -> int:
     """Return the number of test texts that are cut; 0 for images."""
     if not isinstance(transform, Tokens):
         return 0
-    raw = sources.read_dataset(request.target.spec, None)[1]["test"]
+    raw = sources.read_dataset(request.target.spec, request.test_size)[1]["test"]
     return tokens.count_truncated(transform, raw.images[: request.test_size])
 
 
@@ -264,13 +275,14 @@ def _run_network(
     return [kind for kind, names in names_by_kind.items() if not names], seconds
 
 
-def _accepted_sizes(module: torch.nn.Module, transform: InputTransform) -> tuple[int, ...]:
-    """Return the common sizes of images, or lengths of texts, that a network accepts.
+def _accepted_sizes(module: torch.nn.Module, transform: InputTransform, limit: int) -> tuple[int, ...]:
+    """Return the common sizes of images, or lengths of texts and their recorded limit, that a network accepts.
 
     Position embeddings of a fixed number, for example, limit them.
     """
     if isinstance(transform, Tokens):
-        return tuple(length for length in COMMON_LENGTHS if _accepts_text(module, length))
+        lengths = sorted({length for length in COMMON_LENGTHS if length <= limit} | {limit})
+        return tuple(length for length in lengths if _accepts_text(module, length))
     sizes = COMMON_SIZES if isinstance(transform, Preprocessing) else ()
     return tuple(size for size in sizes if _accepts(module, (3, size, size)))
 
@@ -339,6 +351,8 @@ def _refuse_contradiction(arch: str, weights: WeightsFile, stated: InputTransfor
     The cured arm uses the statement, so a wrong one would pass as the right preprocessing.
     """
     recorded, note = checkpoint_preprocessing(arch, weights)
+    if isinstance(recorded, Tokens) and isinstance(stated, Tokens):
+        _refuse_other_form(stated, recorded)
     if note or not isinstance(recorded, Preprocessing) or not isinstance(stated, Preprocessing):
         return
     pairs = zip(_normalization(stated), _normalization(recorded), strict=True)
@@ -350,6 +364,17 @@ def _refuse_contradiction(arch: str, weights: WeightsFile, stated: InputTransfor
             expected=_describe_values(recorded),
             do="leave out preprocessing; if your training uses other values, state them as [recipe] train_preprocessing",
         )
+
+
+def _refuse_other_form(stated: Tokens, recorded: Tokens) -> None:
+    """Refuse a stated form of texts that differs from the one saved with these weights, which the cured arm would use."""
+    completed = complete_tokens(stated, recorded)
+    names = [name for name in FORM_OF_TEXTS if getattr(completed, name) != getattr(recorded, name)]
+    if names:
+        found, expected = (", ".join(f"{name} = {getattr(form, name)}" for name in names) for form in (completed, recorded))
+        do = "leave them out; state another form of training or serving as [recipe] train_preprocessing or serve_preprocessing"
+        what = "[backbone] preprocessing: it contradicts the tokenizer that is saved with these weights"
+        raise UserError(what, found=found, expected=expected, do=do)
 
 
 def _normalization(transform: Preprocessing) -> tuple[float, ...]:
