@@ -25,7 +25,7 @@ from xferbench.report.messages import write_sentence
 from xferbench.runner import discovery, duplicate_files, sample_images, store
 from xferbench.runner.engines import local
 from xferbench.runner.environment import torch_version
-from xferbench.runner.profile import profile_pipeline
+from xferbench.runner.profile import adapt_search, profile_pipeline
 from xferbench.study import batching, followup, schedule
 from xferbench.study.affordable import afford
 from xferbench.study.cost import training_cost
@@ -157,7 +157,9 @@ def open_study(
         pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), engine, context.device)
         warn_of_low_power(suite, profile, plugins, on_progress)
         subject = subject_arm(suite, pipeline)
-        study = Study(suite=suite, profile=profile, plugins=plugins, subject=subject, context=context)
+        study = Study(
+            suite=adapt_search(suite, profile.preprocessing), profile=profile, plugins=plugins, subject=subject, context=context
+        )
         yield afford(study), db, engine
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from xferbench.core.pipeline import Checkpoint, ScratchGrid, UserCode
+    from xferbench.core.pipeline import Checkpoint, UserCode
     from xferbench.core.plugin import Profile
     from xferbench.core.suite import Suite
 
@@ -105,7 +105,7 @@ def profile_pipeline(
         checkpoint=checkpoint,
         expected_training=suite.checkpoint.expected_training,
         evaluation_split="confirm" if checkpoint else "test",
-        baseline=_scratch_grid(suite, recorded),
+        baseline=adapt_search(suite, recorded).scratch,
     )
     return pipeline, profile
 
@@ -131,10 +131,15 @@ def _check_input_kind(suite: Suite, profile: Profile) -> None:
         raise UserError(f"{suite.invocation.path}: [recipe] augment", found=found, expected="images", do="leave it out")
 
 
-def _scratch_grid(suite: Suite, recorded: InputTransform) -> ScratchGrid:
-    """Return the search of the from-scratch baseline: that of the suite, or the default for the kind of examples."""
-    is_default = suite.scratch == DEFAULT_SCRATCH_GRID and isinstance(recorded, Tokens)
-    return TEXT_SCRATCH_GRID if is_default else suite.scratch
+def adapt_search(suite: Suite, recorded: InputTransform) -> Suite:
+    """Return a suite whose search of the from-scratch baseline fits the kind of examples.
+
+    For texts there is no augmentation, and the default search has lower rates.
+    """
+    if not isinstance(recorded, Tokens):
+        return suite
+    grid = TEXT_SCRATCH_GRID if suite.scratch == DEFAULT_SCRATCH_GRID else suite.scratch
+    return replace(suite, scratch=replace(grid, augment=(None,)))
 
 
 def _recipe(suite: Suite, profile: Profile) -> Recipe:
