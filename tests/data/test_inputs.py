@@ -382,7 +382,7 @@ def test_a_decompression_bomb_is_left_out(folder, tmp_path, monkeypatch):
 def test_a_class_without_readable_images_raises_with_the_reason(folder, tmp_path):
     for file in (folder / "val" / "bees").iterdir():
         file.write_bytes(b"no image")
-    with pytest.raises(UserError, match="a class without an image that can be read") as error:
+    with pytest.raises(UserError, match="a class without an example that can be read") as error:
         load_dataset(f"folder:{folder}", tmp_path)
     assert error.value.found.startswith("none of bees; ")
     assert "cannot identify image file" in error.value.found
@@ -401,4 +401,4 @@ def test_a_test_size_above_the_number_of_images_raises(npz, tmp_path):
     assert len(load_dataset(spec, tmp_path, test_size=10).test.labels) == 10
     with pytest.raises(UserError, match="test_size") as error:
         load_dataset(spec, tmp_path, test_size=11)
-    assert (error.value.found, error.value.expected) == ("11, of 10 test images", "at most 10")
+    assert (error.value.found, error.value.expected) == ("11, of 10 test examples", "at most 10")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ torch = pytest.importorskip("torch")
 
 import xferbench
 from xferbench.cli.main import main
-from xferbench.data import language
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import Checkpoint
+from xferbench.core.plugin import ProfileRequest
+from xferbench.data import inputs, language
+from xferbench.lab.worker import profile
 
 SUITE = """
 schema = 1
@@ -98,3 +103,53 @@ def test_an_option_of_images_is_refused_for_a_network_that_takes_text(classifier
     folder, table = classifier
     assert main(["audit", "--after", str(folder), "--data", f"csv:{table}", "--serve-channels", "bgr", "-j", "1"]) == 2
     assert "options of images for a network that takes text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ('serve_preprocessing = { kind = "image", resize = 32 }', "serve_preprocessing: kind"),
+        ('serve_preprocessing = { kind = "text", max_length = 65 }', "serve_preprocessing: max_length"),
+        ('augment = "flip"', "augment"),
+    ],
+)
+def test_a_recipe_that_the_network_for_text_cannot_follow_is_refused_before_training(lines, what, tmp_path):
+    (tmp_path / "texts.toml").write_text(SUITE.replace("[recipe]", f"[recipe]\n{lines}"))
+    with pytest.raises(UserError) as caught:
+        xferbench.run(tmp_path / "texts.toml", store=tmp_path / "store.sqlite", workers=1, device="cpu")
+    assert what in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "change", ["masked = false", 'special = "none"', "lowercase = true", 'padding = "left"', "shuffled = true"]
+)
+def test_a_stated_form_that_contradicts_the_tokenizer_is_refused(change, tmp_path):
+    backbone = f'arch = "tiny-bert"\npreprocessing = {{ kind = "text", {change} }}'
+    (tmp_path / "texts.toml").write_text(SUITE.replace('arch = "tiny-bert"', backbone))
+    with pytest.raises(UserError, match="contradicts the tokenizer") as caught:
+        xferbench.run(tmp_path / "texts.toml", store=tmp_path / "store.sqlite", workers=1, device="cpu")
+    assert change.partition(" ")[0] in caught.value.found
+
+
+def test_an_audit_serves_texts_with_the_tokenizer_of_the_finished_network(tmp_path):
+    saved = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-bert-0"
+    for name, lowercase in (("before", False), ("after", True)):
+        shutil.copytree(saved, tmp_path / name)
+        config = {"do_lower_case": lowercase, "model_max_length": 64}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config))
+    before, after = (inputs.digest_weights_file(tmp_path / name) for name in ("before", "after"))
+    target = inputs.digest_data("synthetic:text-near")
+    request = ProfileRequest(
+        arch="tiny-bert", weights=before, target=target, preprocessing=None, checkpoint=Checkpoint(after=after, before=before)
+    )
+    transform, note = profile._preprocessing(request)
+    assert (transform.lowercase, note) == (True, "")
+    assert before.digest != after.digest
+
+
+def test_the_pooling_of_a_folder_is_part_of_its_digest(tmp_path):
+    shutil.copytree(inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-bert-0", tmp_path / "net")
+    plain = inputs.digest_weights_file(tmp_path / "net").digest
+    (tmp_path / "net" / "1_Pooling").mkdir()
+    (tmp_path / "net" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert inputs.digest_weights_file(tmp_path / "net").digest != plain

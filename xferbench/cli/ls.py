@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 BACKBONES = {
     "torchvision:NAME": "any classifier",
     "timm:NAME": "any classifier (pip install 'xferbench[timm]')",
-    "transformers:DIR": "the image classifier of config.json in a folder (pip install 'xferbench[transformers]')",
+    "transformers:DIR": "the image classifier or network for text of a folder (pip install 'xferbench[transformers]')",
     "python:MODULE:CALLABLE": "your own, callable(classes) -> network (--allow-code)",
     "cifar-resnet20/32/44/56": "He et al., option A",
     "tiny-resnet": "0.1 M parameters, shipped",
+    "tiny-bert": "0.1 M parameters, for texts, shipped",
 }
 DATASETS = {
     "folder:DIR": "train/ and val/ or test/ of class folders, or metadata.csv (file_name, label, split, group)",
     "npz:FILE": "train_images, train_labels, test_images, test_labels (and train_groups, test_groups)",
     "torchvision:NAME:DIR": "a torchvision dataset in a folder, such as CIFAR10",
-    "synthetic:NAME": "source, near, tinted, sketch, spectra",
+    "csv:FILE, jsonl:FILE": "a table of texts: text, label (and text_pair, split, group)",
+    "synthetic:NAME": "source, near, tinted, sketch, spectra; text-source, text-near, text-letters, text-number",
     "digits": "the handwritten digits of scikit-learn",
 }
 

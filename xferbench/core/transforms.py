@@ -71,8 +71,8 @@ class Tokens:
     Attributes:
         tokenizer: the digest of the tokenizer; "" for the one that is saved with the weights.
         tokenizer_path: the folder of the tokenizer.
-        lowercase: whether the text is converted to lower case and loses its accents first; None for the setting that is saved
-            with the tokenizer.
+        lowercase: whether the text is converted to lower case first, and loses its accents if the tokenizer is BERT's; None for
+            the setting that is saved with the tokenizer.
         max_length: the largest number of tokens of an example, with the special tokens; 0 for the longest text of the data, or
             the limit of the network if that is lower.
         special: special tokens around the text: ``single`` as in pretraining, ``none``, or ``twice``, as if the text already

@@ -127,7 +127,7 @@ def _statistics(run: Run) -> dict[str, str]:
     if suite.get("after"):
         model = "Test examples only, for this one network"
     bootstrap = "" if metric.mean else "; for this metric from jackknife pseudo-values, widened by a bootstrap"
-    groups = "; groups of examples are the units, each with the weight of its images" if grouped else ""
+    groups = "; groups of examples are the units, each with the weight of its examples" if grouped else ""
     others = _other_metrics(run)
     return {
         "What is the metric?": _sentence([suite["metric"], *(["other contrasts: " + "; ".join(others)] if others else [])]),

@@ -155,8 +155,8 @@ def train_validation_indices(dataset: Dataset, train_size: int | None, seed: int
     missing = set(range(len(dataset.classes))) - set(labels[train].tolist())
     if missing:
         class_names = ", ".join(dataset.classes[index] for index in sorted(missing))
-        found = f"{len(train)} of {len(order)} training images, none of {class_names}"
-        raise UserError("[target] train_size: too small", found=found, expected="at least one training image per class")
+        found = f"{len(train)} of {len(order)} training examples, none of {class_names}"
+        raise UserError("[target] train_size: too small", found=found, expected="at least one training example per class")
     return np.sort(train), np.sort(remaining[:MAX_VALIDATION]) if not has_validation else np.empty(0, np.int64)
 
 
@@ -164,7 +164,7 @@ def _check_size(key: str, size: int | None, available: int, split: str) -> None:
     if size is not None and size > available:
         raise UserError(
             f"[target] {key}: more than there are",
-            found=f"{size}, of {available} {split} images",
+            found=f"{size}, of {available} {split} examples",
             expected=f"at most {available}",
             do=f"lower {key}, or leave it out to use all",
         )
@@ -270,7 +270,7 @@ def _write_split(
     empty = sorted(set(required) - set(labels.tolist()))
     if empty:
         found = f"none of {classes[empty[0]]}" + (f"; {unreadable[0]}" if unreadable else "")
-        raise UserError(f"{name}: a class without an image that can be read", found=found, expected="some of each class")
+        raise UserError(f"{name}: a class without an example that can be read", found=found, expected="some of each class")
     _check_one_size(name, {image.shape for image in images})
     stacked = np.stack(images)
     folder.mkdir()
