@@ -402,3 +402,14 @@ def test_a_test_size_above_the_number_of_images_raises(npz, tmp_path):
     with pytest.raises(UserError, match="test_size") as error:
         load_dataset(spec, tmp_path, test_size=11)
     assert (error.value.found, error.value.expected) == ("11, of 10 test examples", "at most 10")
+
+
+def test_the_digest_of_weights_covers_the_configuration_of_their_architecture(tmp_path):
+    (tmp_path / "net").mkdir()
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    backbone = replace(SUITE.backbone, arch=f"transformers:{tmp_path / 'net'}", weights=str(tmp_path / "weights.pth"))
+    suite, digests = replace(SUITE, backbone=backbone), set()
+    for layers in (1, 2):
+        (tmp_path / "net" / "config.json").write_text(f'{{"model_type": "bert", "num_hidden_layers": {layers}}}')
+        digests.add(inputs.digest_weights(suite).digest)
+    assert len(digests) == 2

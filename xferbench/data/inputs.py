@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,7 +168,7 @@ def digest_weights(suite: Suite, digester: Callable[[Path], str] = sha256) -> We
     Raises:
         UserError: If the suite names no checkpoint, or the file is missing.
     """
-    return digest_weights_file(_checkpoint_path(suite), digester)
+    return _with_configuration(suite, digest_weights_file(_checkpoint_path(suite), digester), digester)
 
 
 def digest_weights_file(path: Path, digester: Callable[[Path], str] = sha256) -> WeightsFile:
@@ -184,6 +185,17 @@ def digest_weights_file(path: Path, digester: Callable[[Path], str] = sha256) ->
     return WeightsFile(digest=digest, path=str(file))
 
 
+def _with_configuration(suite: Suite, weights: WeightsFile, digester: Callable[[Path], str]) -> WeightsFile:
+    """Return weights whose digest also covers the configuration of ``transformers:DIR``."""
+    kind, _, folder = suite.backbone.arch.partition(":")
+    config = Path(folder) / weights_folder.CONFIG_FILE
+    file = Path(weights.path)
+    is_covered = Path(folder) == file.parent and bool(weights_folder.transformers_config(file))
+    if kind != "transformers" or is_covered or not config.is_file():
+        return weights
+    return replace(weights, digest=hashlib.sha256(f"{weights.digest}\n{digester(config)}".encode()).hexdigest())
+
+
 def digest_checkpoints(suite: Suite, digester: Callable[[Path], str] = sha256) -> Checkpoint | None:
     """Return the checkpoints of an audit, or None for any other suite.
 
@@ -193,8 +205,11 @@ def digest_checkpoints(suite: Suite, digester: Callable[[Path], str] = sha256) -
     section = suite.checkpoint
     if section.after is None:
         return None
-    after = digest_weights_file(Path(section.after), digester)
-    before = digest_weights_file(Path(section.before), digester) if section.before else None
+    after, before = (
+        _with_configuration(suite, digest_weights_file(Path(path), digester), digester) if path else None
+        for path in (section.after, section.before)
+    )
+    assert after is not None, "an audit names a finished network"
     if before and before.digest == after.digest:
         found = f"{section.before} and {section.after} are the same file, byte for byte"
         do = "set before to the pretrained weights, or remove it"
