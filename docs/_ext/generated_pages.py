@@ -41,6 +41,7 @@ BENCHMARKS = {
     "audit": "Audits of scripts with a planted fault",
     "healthy": "Audits of healthy networks",
     "situations": "Files and folders as people have them",
+    "text": "A sentence encoder with few texts",
     "copies": "The search for copies",
     "watch": "The cost of the watch",
     "gate": "Error rates of the gate",
