@@ -11,6 +11,7 @@ import pytest
 
 from xferbench.core.errors import UserError
 from xferbench.data import language, wordpiece
+from xferbench.data.generated import SPLITS
 from xferbench.data.language import (
     ARCHAIC_WORDS,
     BLOCK,
@@ -19,7 +20,6 @@ from xferbench.data.language import (
     FUNCTION_WORDS,
     NAMES,
     PAIR_LEXICONS,
-    SPLITS,
     TOPIC_LEXICONS,
     generate,
     vocabulary_lines,

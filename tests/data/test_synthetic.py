@@ -9,7 +9,8 @@ import pytest
 
 from xferbench.core.errors import UserError
 from xferbench.data import synthetic
-from xferbench.data.synthetic import BLOCK, CLASSES, DATASETS, NAMES, SPLITS, generate
+from xferbench.data.generated import SPLITS
+from xferbench.data.synthetic import BLOCK, CLASSES, DATASETS, NAMES, generate
 
 GOLDEN = {  # of the first two blocks of `test`, at VERSION 1
     "source": "74fb1fbd6a38d1c6c574501f86fe7ebf7b1bc6dc82ca0e2d69a80888c4a50e59",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,23 @@ from xferbench.lab.data.preprocessing import apply_geometry, geometry_key, to_te
 PAD, UNK, CLS, SEP, MASK = range(5)
 WORDS = ("red", "green", "blue", "Red", "##dish")  # ids 5 to 9
 RED, GREEN, BLUE, CAPITAL_RED = 5, 6, 7, 8
-BERT = {"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[UNK]": 1}}, "normalizer": {"type": "BertNormalizer"}}
+BERT = {
+    "model": {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "vocab": {token: number for number, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS))},
+    },
+    "normalizer": {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": {"type": "TemplateProcessing", "special_tokens": {"[CLS]": {}, "[SEP]": {}}},
+}
 
 
 @pytest.fixture
@@ -65,8 +82,13 @@ def test_the_sides_and_the_limit_of_a_tokenizer_are_read(weights):
     "change",
     [
         {"added_tokens": [{"content": "<user>"}]},
-        {"normalizer": {"type": "BertNormalizer", "strip_accents": False}},
+        {"added_tokens": ["<user>"]},
+        {"normalizer": BERT["normalizer"] | {"strip_accents": False}},
         {"normalizer": {"type": "Sequence"}},
+        {"normalizer": None},
+        {"pre_tokenizer": None},
+        {"post_processor": None},
+        {"model": "WordPiece"},
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"post_processor": {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}}},
         {"model": BERT["model"] | {"vocab": {"[PAD]": 0, "[UNK]": 2}}},
@@ -82,8 +104,8 @@ def test_only_the_plain_tokenizer_of_bert_is_read_without_its_library(change):
 @pytest.mark.parametrize(
     ("config", "fast", "expected"),
     [
-        ({"do_lower_case": False}, BERT | {"normalizer": {"lowercase": True}}, False),
-        ({}, BERT | {"normalizer": {"lowercase": False}}, False),
+        ({"do_lower_case": False}, BERT, False),
+        ({}, BERT | {"normalizer": BERT["normalizer"] | {"lowercase": False}}, False),
         ({}, BERT, True),
         ({}, {}, True),
         ({"do_lower_case": True}, {}, True),
@@ -115,11 +137,7 @@ def test_roberta_has_two_positions_less_than_its_table(weights):
     ],
 )
 def test_each_setting_changes_the_ids_as_stated(change, expected, recorded):
-    assert ids("Red green", replace(recorded, max_length=6) if "max_length" not in change else replace(recorded, **change)) == (
-        expected if not change or "max_length" in change else [CLS, RED, GREEN, SEP, PAD, PAD]
-    )
-    if "max_length" not in change:
-        assert ids("Red green", replace(recorded, **({"max_length": 6} | change))) == expected
+    assert ids("Red green", replace(recorded, **({"max_length": 6} | change))) == expected
 
 
 def test_a_pair_has_two_segments_and_padding_has_none(recorded):
@@ -157,7 +175,7 @@ def test_another_vocabulary_permutes_ordinary_tokens_only(recorded):
     plain, shuffled = (np.array(ids("red green blue reddish", t)) for t in (transform, replace(transform, shuffled=True)))
     special = np.isin(plain, range(5))
     assert (plain[special] == shuffled[special]).all()
-    assert sorted(set(shuffled[~special])) != sorted(set(plain[~special])) or (plain != shuffled).any()
+    assert (plain[~special] != shuffled[~special]).any()
     tokenizer = tokens._load(transform)
     other = tokens._other_vocabulary(tokenizer.size, tokenizer.special)
     assert sorted(other) == list(range(10))
@@ -205,9 +223,8 @@ def test_a_tokenizer_that_changes_during_a_run_is_refused(weights, recorded):
 
 
 def test_a_fast_tokenizer_of_bert_is_read_without_its_library(weights):
-    vocab = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     (weights.parent / "vocab.txt").unlink()
-    (weights.parent / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
+    (weights.parent / "tokenizer.json").write_text(json.dumps(BERT))
     read = tokens.recorded_tokens(weights)
     assert ids("red reddish", replace(read, max_length=6)) == [CLS, RED, RED, 9, SEP, PAD]
 
@@ -256,7 +273,7 @@ def test_a_file_that_the_library_cannot_read_is_refused(weights):
 
 
 def test_without_the_library_a_message_names_the_extra(weights, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
     (weights.parent / "vocab.txt").unlink()
     (weights.parent / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}}}')
     with pytest.raises(UserError, match="needs the library tokenizers") as caught:

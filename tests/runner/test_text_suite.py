@@ -110,6 +110,7 @@ def test_an_option_of_images_is_refused_for_a_network_that_takes_text(classifier
     [
         ('serve_preprocessing = { kind = "image", resize = 32 }', "serve_preprocessing: kind"),
         ('serve_preprocessing = { kind = "text", max_length = 65 }', "serve_preprocessing: max_length"),
+        ('serve_preprocessing = { kind = "text", extra_padding = 60 }', "serve_preprocessing: max_length"),
         ('augment = "flip"', "augment"),
     ],
 )

@@ -17,7 +17,6 @@ In the last one, the classes differ by what the source taught the network to ign
 
 from __future__ import annotations
 
-import hashlib
 import string
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from xferbench.core.errors import UserError, suggest
+from xferbench.data.generated import check_request, random_stream
 from xferbench.data.wordpiece import CONTINUATION, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VERSION = 1
-SPLITS = ("train", "test")
 BLOCK = 240  # texts generated from one seed; a multiple of every number of classes
 CONSONANTS, VOWELS, ACCENTED_VOWELS = "bdflmnrstv", "aeiou", "áéíóú"
 SYLLABLES = tuple(consonant + vowel for consonant in CONSONANTS for vowel in VOWELS)
@@ -112,11 +110,7 @@ def generate(name: str, split: str, count: int) -> tuple[list[str], np.ndarray]:
     Raises:
         UserError: If the name or split is unknown, or the count is negative.
     """
-    for noun, value, choices in (("dataset", name, NAMES), ("split", split, SPLITS)):
-        if value not in choices:
-            raise UserError(f"no such language {noun}", found=value, expected=suggest(value, choices), do="choose a known one")
-    if count < 0:
-        raise UserError("a negative number of examples", found=str(count), do="ask for 0 or more")
+    check_request("language", name, NAMES, split, count)
     texts: list[str] = []
     labels = np.empty(count, np.int64)
     for start in range(0, count, BLOCK):
@@ -149,8 +143,7 @@ def _generate_block(name: str, split: str, block_index: int, count: int) -> tupl
 
 
 def _generator(*purpose: str | int) -> np.random.Generator:
-    digest = hashlib.sha256("/".join(map(str, ("language", VERSION, *purpose))).encode()).digest()
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(int.from_bytes(digest, "big"))))
+    return random_stream("language", VERSION, *purpose)
 
 
 def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:

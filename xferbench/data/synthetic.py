@@ -19,20 +19,18 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from xferbench.core.errors import UserError, suggest
+from xferbench.data.generated import check_request, random_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 VERSION = 1
-SPLITS = ("train", "test")
 SIDE = 32
 BLOCK = 200  # pictures generated from one seed; a multiple of every number of classes
 ORDERS = range(2, 7)  # orders of the harmonics of a contour; the first would only shift it
@@ -73,11 +71,7 @@ def generate(name: str, split: str, count: int) -> tuple[Array, Array]:
     Raises:
         UserError: If the name or split is unknown, or the count is negative.
     """
-    for noun, value, choices in (("dataset", name, NAMES), ("split", split, SPLITS)):
-        if value not in choices:
-            raise UserError(f"no such synthetic {noun}", found=value, expected=suggest(value, choices), do="choose a known one")
-    if count < 0:
-        raise UserError("a negative number of examples", found=str(count), do="ask for 0 or more")
+    check_request("synthetic", name, NAMES, split, count)
     images, labels = np.empty((count, SIDE, SIDE, 3), np.uint8), np.empty(count, np.int64)
     for start in range(0, count, BLOCK):
         rows = slice(start, min(start + BLOCK, count))
@@ -102,8 +96,7 @@ def _generate_block(name: str, split: str, block_index: int) -> tuple[Array, Arr
 
 
 def _generator(*purpose: str | int) -> np.random.Generator:
-    digest = hashlib.sha256("/".join(map(str, (VERSION, *purpose))).encode()).digest()
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(int.from_bytes(digest, "big"))))
+    return random_stream(VERSION, *purpose)
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Array:

@@ -29,11 +29,13 @@ CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", TOKENIZER_CONFIG_FILE)
+FAST_TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
+TOKENIZER_FILES = (FAST_TOKENIZER_FILE, VOCABULARY_FILE, TOKENIZER_CONFIG_FILE)
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".h5", ".keras", ".onnx", INDEX_SUFFIX)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_CONFIG_BYTES = 2**26  # the index of a network with a million tensors is smaller
+MAX_NAME = 80  # characters of the name of a class
 MAX_CANDIDATES = 6  # names in a message
 MAX_LISTED_FILES = 2000  # files of a folder that are looked at
 MAX_DEPTH = 2  # folders below a folder
@@ -203,24 +205,26 @@ def transformers_config(weights: Path) -> dict[str, Any]:
     return config if isinstance(config.get("model_type"), str) else {}
 
 
-def takes_text(weights: Path) -> bool:
-    """Return whether a file of weights is in a folder of transformers with a network for text and its tokenizer."""
-    config, folder = transformers_config(weights), weights.parent
-    architectures = config.get("architectures")
-    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    is_image = (folder / PREPROCESSOR_FILE).is_file() or name.endswith("ForImageClassification")
+def takes_text(config: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a folder of transformers, with its configuration, holds a network for text and its tokenizer."""
+    is_image = (folder / PREPROCESSOR_FILE).is_file() or architecture_name(config).endswith("ForImageClassification")
     return bool(config) and has_tokenizer(folder) and not is_image
+
+
+def architecture_name(config: Mapping[str, Any]) -> str:
+    """Return the name of the class of a transformers model, or "" if the configuration has none."""
+    architectures = config.get("architectures")
+    return str(architectures[0])[:MAX_NAME] if isinstance(architectures, list) and architectures else ""
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder holds the vocabulary of a tokenizer."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES[:-1])
+    return any((folder / name).is_file() for name in (FAST_TOKENIZER_FILE, VOCABULARY_FILE))
 
 
 def describe_task(config: Mapping[str, Any]) -> str:
     """Return the class of a transformers model that does not classify images and what it does, or ""."""
-    architectures = config.get("architectures")
-    name = str(architectures[0])[:80] if isinstance(architectures, list) and architectures else ""
+    name = architecture_name(config)
     return next((f"{name}, which {task}" for suffix, task in TRANSFORMERS_TASKS.items() if name.endswith(suffix)), "")
 
 

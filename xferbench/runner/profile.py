@@ -123,8 +123,10 @@ def _check_input_kind(suite: Suite, profile: Profile) -> None:
         if transform is not None and type(transform) is not kind:
             found, expected = INPUT_KINDS[type(transform)], f'kind = "{INPUT_KINDS[kind]}", as the network takes it'
             raise UserError(f"{location}: kind", found=found, expected=expected)
-        if isinstance(transform, Tokens) and limit and transform.max_length + transform.extra_padding > limit:
-            found = f"{transform.max_length + transform.extra_padding} tokens"
+        completed = None if transform is None else complete_transform(transform, profile)
+        length = completed.max_length + completed.extra_padding if isinstance(completed, Tokens) else 0
+        if length > limit > 0:
+            found = f"{length} tokens"
             raise UserError(f"{location}: max_length", found=found, expected=f"at most {limit}, the limit of the network")
     if suite.recipe is not None and suite.recipe.augment and kind is not Preprocessing:
         found = f"{suite.recipe.augment} of {INPUT_KINDS[kind]}s"

@@ -16,8 +16,14 @@ from xferbench.core.errors import UserError
 from xferbench.data import weights_folder, wordpiece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+# What the file of BERT's own tokenizer has, in addition to its vocabulary and its special tokens.
+PLAIN_BERT: Mapping[str, Mapping[str, Any]] = {
+    "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": wordpiece.CONTINUATION},
+    "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+}
 PROBE = "a"  # a text that every tokenizer knows, by which the special tokens around a text are found
 
 
@@ -48,54 +54,46 @@ def load_from_folder(folder: Path) -> Tokenizer:
     Raises:
         UserError: If it cannot be read.
     """
-    return load_tokenizer(str(folder), digest_files(folder / name for name in weights_folder.TOKENIZER_FILES))
+    return load_tokenizer(str(folder), tokenizer_digest(folder))
 
 
 @lru_cache(maxsize=4)
-def load_tokenizer(folder: str, digest: str) -> Tokenizer:
+def load_tokenizer(location: str, digest: str) -> Tokenizer:
     """Read the tokenizer in a folder.
 
     Raises:
         UserError: If it cannot be read, or differs from the one that was profiled.
     """
-    files = [Path(folder, name) for name in weights_folder.TOKENIZER_FILES]
-    if digest_files(files) != digest:
-        found = "other files" if weights_folder.has_tokenizer(Path(folder)) else "no tokenizer"
+    folder = Path(location)
+    if tokenizer_digest(folder) != digest:
+        found = "other files" if weights_folder.has_tokenizer(folder) else "no tokenizer"
         do = "keep it unchanged during a run"
         raise UserError(f"{folder}: the tokenizer changed", found=found, expected="that of the profile", do=do)
-    fast = weights_folder.read_json(files[0])
+    fast = weights_folder.read_json(folder / weights_folder.FAST_TOKENIZER_FILE)
     if is_plain_bert(fast):
         vocab: Mapping[str, int] = fast["model"]["vocab"]
         return _wordpiece(wordpiece.build_vocabulary(sorted(vocab, key=lambda token: vocab[token])))
-    if not fast and files[1].is_file():
-        return _wordpiece(wordpiece.read_vocabulary(files[1]))
-    return _from_library(files[0], weights_folder.read_json(files[-1]))
+    vocabulary = folder / weights_folder.VOCABULARY_FILE
+    if not fast and vocabulary.is_file():
+        return _wordpiece(wordpiece.read_vocabulary(vocabulary))
+    return _from_library(folder)
 
 
 def is_plain_bert(fast: Mapping[str, Any]) -> bool:
     """Return whether a ``tokenizer.json`` does exactly what BERT's published code does, so that no library is needed."""
-    model, normalizer, pre_tokenizer = (fast.get(name) or {} for name in ("model", "normalizer", "pre_tokenizer"))
-    vocab, after = model.get("vocab"), fast.get("post_processor") or {}
-    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
+    parts: dict[str, Any] = {name: fast.get(name) for name in (*PLAIN_BERT, "post_processor")}
+    if not all(isinstance(part, dict) for part in parts.values()):
         return False
-    has_model = model.get("type", "WordPiece") == "WordPiece" and {
-        "unk_token": model.get("unk_token", "[UNK]"),
-        "continuing_subword_prefix": model.get("continuing_subword_prefix", wordpiece.CONTINUATION),
-    } == {"unk_token": "[UNK]", "continuing_subword_prefix": wordpiece.CONTINUATION}
-    has_normalizer = normalizer.get("type", "BertNormalizer") == "BertNormalizer" and (
-        normalizer.get("clean_text", True),
-        normalizer.get("handle_chinese_chars", True),
-        normalizer.get("strip_accents"),
-    ) == (True, True, None)
-    added = {token.get("content") for token in fast.get("added_tokens") or ()}
-    around = after.get("special_tokens", {"[CLS]": 0, "[SEP]": 0}).keys()
+    parts["model"] = {"type": "WordPiece"} | parts["model"]  # old files leave it out
+    vocab, around = parts["model"].get("vocab"), parts["post_processor"]
+    added = fast.get("added_tokens") or []
     return (
-        has_model
-        and has_normalizer
-        and pre_tokenizer.get("type", "BertPreTokenizer") == "BertPreTokenizer"
-        and after.get("type", "BertProcessing") in {"BertProcessing", "TemplateProcessing"}
-        and set(around) == {"[CLS]", "[SEP]"}
-        and added <= set(wordpiece.SPECIAL_TOKENS)
+        all(part.items() <= parts[name].items() for name, part in PLAIN_BERT.items())
+        and isinstance(vocab, dict)
+        and all(isinstance(number, int) for number in vocab.values())
+        and set(vocab.values()) == set(range(len(vocab)))
+        and (around.get("type") == "BertProcessing" or around.get("special_tokens", {}).keys() == {"[CLS]", "[SEP]"})
+        and all(isinstance(token, dict) and token.get("content") in wordpiece.SPECIAL_TOKENS for token in added)
     )
 
 
@@ -105,18 +103,19 @@ def recorded_lowercase(folder: Path) -> bool | None:
     The setting is in ``tokenizer_config.json``, or in the normalizer of ``tokenizer.json``. transformers takes lower case if
     neither has it.
     """
-    fast = weights_folder.read_json(folder / weights_folder.TOKENIZER_FILES[0])
+    fast = weights_folder.read_json(folder / weights_folder.FAST_TOKENIZER_FILE)
     if fast and not is_plain_bert(fast):
         return None
     stated = weights_folder.read_json(folder / weights_folder.TOKENIZER_CONFIG_FILE).get("do_lower_case")
-    value = (fast.get("normalizer") or {}).get("lowercase", True) if stated is None else stated
-    return bool(value)
+    if stated is None:
+        stated = fast["normalizer"].get("lowercase", True) if fast else True
+    return bool(stated)
 
 
-def digest_files(files: Iterable[Path]) -> str:
-    """Return a digest of the names and the content of the files that exist."""
+def tokenizer_digest(folder: Path) -> str:
+    """Return a digest of the names and the content of the files of a tokenizer."""
     hasher = hashlib.sha256()
-    for file in files:
+    for file in (folder / name for name in weights_folder.TOKENIZER_FILES):
         if file.is_file():
             hasher.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return hasher.hexdigest()
@@ -135,12 +134,13 @@ def _wordpiece(vocabulary: wordpiece.Vocabulary) -> Tokenizer:
     )
 
 
-def _from_library(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def _from_library(folder: Path) -> Tokenizer:
     """Return the tokenizer of a ``tokenizer.json``.
 
     Raises:
         UserError: If the library is not installed, or cannot read the file.
     """
+    file = folder / weights_folder.FAST_TOKENIZER_FILE
     try:
         import tokenizers
     except ImportError as error:
@@ -156,7 +156,8 @@ def _from_library(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
         raise UserError(f"{file}: cannot be read", found=found, expected="a file of the library tokenizers") from error
     added = library.get_added_tokens_decoder()
     special = {number for number, token in added.items() if token.special}
-    stated = weights_folder.read_json(file.with_name(weights_folder.CONFIG_FILE)).get("pad_token_id")
+    settings = weights_folder.read_json(folder / weights_folder.TOKENIZER_CONFIG_FILE)
+    stated = weights_folder.read_json(folder / weights_folder.CONFIG_FILE).get("pad_token_id")
     padding = stated if isinstance(stated, int) else library.token_to_id(_token_text(settings.get("pad_token")))
 
     def encode(text: str, lowercase: bool) -> Sequence[int]:

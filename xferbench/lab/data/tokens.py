@@ -15,7 +15,7 @@ from xferbench.core.transforms import Tokens
 from xferbench.data import weights_folder
 from xferbench.data.raw import TextExample
 from xferbench.lab.data.batch import example_shape
-from xferbench.lab.data.tokenizers import Tokenizer, digest_files, load_tokenizer, recorded_lowercase
+from xferbench.lab.data.tokenizers import Tokenizer, load_tokenizer, recorded_lowercase, tokenizer_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,18 +38,17 @@ def recorded_tokens(weights: Path) -> Tokens | None:
 
     Its ``max_length`` is the limit of the tokenizer or the network.
     """
-    files = [weights.with_name(name) for name in weights_folder.TOKENIZER_FILES]
     config = weights_folder.transformers_config(weights)
-    if not weights_folder.takes_text(weights):
+    if not weights_folder.takes_text(config, weights.parent):
         return None
-    settings = weights_folder.read_json(files[-1])
+    settings = weights_folder.read_json(weights.with_name(weights_folder.TOKENIZER_CONFIG_FILE))
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if config["model_type"] in WITH_PADDING_POSITIONS and isinstance(positions, int):
         positions -= PADDING_POSITIONS
     limits = [settings.get("model_max_length"), positions]
     usable = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < NO_LIMIT]
     return Tokens(
-        tokenizer=digest_files(files),
+        tokenizer=tokenizer_digest(weights.parent),
         tokenizer_path=str(weights.parent),
         lowercase=recorded_lowercase(weights.parent),
         max_length=min(usable, default=DEFAULT_MAX_LENGTH),

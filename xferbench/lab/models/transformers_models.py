@@ -152,7 +152,7 @@ def is_installed() -> bool:
 
 def _is_known(config: Mapping[str, Any], folder: Path) -> bool:
     """Return whether a folder holds a network that classifies images, or a network for text."""
-    return _is_classifier(config) or (bool(config) and is_text_network(config, folder))
+    return _is_classifier(config) or is_text_network(config, folder)
 
 
 def _is_classifier(config: Mapping[str, Any]) -> bool:

@@ -98,16 +98,13 @@ def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
 
 def is_text_network(config: Mapping[str, Any], folder: Path) -> bool:
     """Return whether a folder holds a network for text: a tokenizer, and an architecture that classifies or is pretrained."""
-    architectures = config.get("architectures")
-    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    is_image = (folder / weights_folder.PREPROCESSOR_FILE).is_file()
-    is_known = name.endswith((CLASSIFIER_SUFFIX, *PRETRAINED_SUFFIXES))
-    return weights_folder.has_tokenizer(folder) and not is_image and is_known
+    is_known = weights_folder.architecture_name(config).endswith((CLASSIFIER_SUFFIX, *PRETRAINED_SUFFIXES))
+    return is_known and weights_folder.takes_text(config, folder)
 
 
 def is_finished(config: Mapping[str, Any]) -> bool:
     """Return whether a network for text has a head that classifies."""
-    return str(config["architectures"][0]).endswith(CLASSIFIER_SUFFIX)
+    return weights_folder.architecture_name(config).endswith(CLASSIFIER_SUFFIX)
 
 
 def pooling_of(config: Mapping[str, Any], folder: Path) -> str:
