@@ -25,7 +25,7 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
 from xferbench.core.sections import flat_values
-from xferbench.core.strategies import STRATEGIES, resolve_epochs
+from xferbench.core.strategies import STRATEGIES, resolve_steps
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Rules, ServingSection, Suite
 from xferbench.core.transforms import Preprocessing, Spectrogram
 from xferbench.study import selection
@@ -216,10 +216,10 @@ def test_keys_that_a_strategy_leaves_open_change_the_recipe(tmp_path, strategy, 
 
 def test_a_strategy_divides_epochs_among_its_phases_as_it_divides_steps(tmp_path):
     recipe = load(tmp_path, '[recipe] strategy = "lp-ft"\n[recipe] epochs = 10').recipe
-    resolved = resolve_epochs(recipe, 320)
+    resolved = resolve_steps(recipe, 320)
     assert [phase.steps for phase in resolved.phases] == [50, 50]  # 320 images are ten batches of 32
     assert [phase.epochs for phase in resolved.phases] == [None, None]
-    assert resolve_epochs(Recipe(phases=(Phase(epochs=2.0, batch_size=64),)), 10).phases[0].steps == 2  # batches of 10
+    assert resolve_steps(Recipe(phases=(Phase(epochs=2.0, batch_size=64),)), 10).phases[0].steps == 2  # batches of 10
 
 
 def test_steps_and_epochs_exclude_each_other(tmp_path):
@@ -231,9 +231,22 @@ def test_steps_and_epochs_exclude_each_other(tmp_path):
 
 def test_a_warmup_must_be_shorter_than_the_epochs(tmp_path):
     recipe = load(tmp_path, "[recipe] epochs = 1\n[recipe] warmup = 5").recipe
-    assert resolve_epochs(recipe, 192).phases[0].steps == 6
+    assert resolve_steps(recipe, 192).phases[0].steps == 6
     with pytest.raises(UserError, match="warmup"):
-        resolve_epochs(recipe, 160)
+        resolve_steps(recipe, 160)
+
+
+def test_a_share_of_warmup_becomes_steps_rounded_up(tmp_path):
+    recipe = load(tmp_path, "[recipe] epochs = 3\n[recipe] warmup_ratio = 0.1").recipe
+    (phase,) = resolve_steps(recipe, 200).phases
+    assert (phase.steps, phase.warmup, phase.warmup_ratio) == (19, 2, None)
+    own = load(tmp_path, "[recipe] warmup_ratio = 0.5\n[[recipe.phases]]; warmup = 3").recipe
+    assert [phase.warmup for phase in resolve_steps(own, 200).phases] == [3]
+    with pytest.raises(UserError, match="fewer than the 1 steps") as caught:
+        resolve_steps(load(tmp_path, "[recipe] steps = 1\n[recipe] warmup_ratio = 0.5").recipe, 200)
+    assert caught.value.what == "recipe.warmup"
+    with pytest.raises(UserError, match="both warmup and warmup_ratio"):
+        load(tmp_path, "[recipe] warmup = 5\n[recipe] warmup_ratio = 0.1")
 
 
 @pytest.mark.parametrize("strategy", ["norm-only", "bitfit", "lora", "adapter"])

@@ -86,3 +86,18 @@ def test_rates_decay_with_depth_below_the_head():
     )
     assert rates_by_name(layer_decay=0.5, head_lr=1.0)["head.bias"] == 1.0
     assert rates_by_name(head_lr=0.0)["head.weight"] == 0.0
+
+
+def test_parameters_of_one_axis_can_be_left_out_of_the_decay():
+    parameters = {"head.weight": torch.zeros(2, 3, 4), "head.bias": torch.zeros(2, 3), "norm.weight": torch.zeros(2, 4)}
+    depth = {"head.weight": 0, "head.bias": 0, "norm.weight": 1}
+
+    def decays(*, decay_norms):
+        groups = parameter_groups(Phase(weight_decay=0.1, decay_norms=decay_norms), parameters, depth)
+        return {
+            name: [group["weight_decay"] for group in groups if any(tensor is member for member in group["params"])]
+            for name, tensor in parameters.items()
+        }
+
+    assert decays(decay_norms=True) == {"head.weight": [0.1], "head.bias": [0.1], "norm.weight": [0.1]}
+    assert decays(decay_norms=False) == {"head.weight": [0.1], "head.bias": [0.0], "norm.weight": [0.0]}

@@ -136,6 +136,17 @@ def test_an_infeasible_recipe_is_refused_before_training(key, tmp_path):
     assert ("[checkpoint] believed" if key == "believed" else "[recipe] trainable") in error.value.what
 
 
+def test_a_dropout_that_no_layer_applies_is_refused_before_training(tmp_path):
+    suite = loader.load_suite(loader.find_suite("quick"))
+    suite = replace(suite, recipe=replace(make_recipe("all"), phases=(Phase(dropout=0.1),)))
+    profile = replace(PROFILE, model=replace(PROFILE.model, unsupported=("dropout",)))
+    with store.open_store(tmp_path / "s.sqlite") as database, pytest.raises(UserError, match="dropout") as error:
+        execute.profile_pipeline(suite, database, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: profile))
+    assert error.value.found == "dropout: the backbone has no dropout layers below its head"
+    assert feasibility.why_not_trainable(suite.recipe, profile) is not None
+    assert feasibility.why_not_trainable(suite.recipe, PROFILE) is None
+
+
 def test_the_trainable_layers_are_described():
     assert (
         feasibility.describe_trainable(BACKBONE_WITHOUT_NORMS)

@@ -147,7 +147,7 @@ def _parse_preprocessing(value: Any) -> InputTransform:
 PREPROCESSING = validation.Validator(
     _parse_preprocessing, functools.reduce(validation.either_table, map(validation.rule_schema, TRANSFORMS.values()))
 )
-SMOOTHING = validation.typed(
+SHARE_BELOW_ONE = validation.typed(
     validation.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
 )
 PHASE: dict[str, Rule] = {
@@ -160,13 +160,16 @@ PHASE: dict[str, Rule] = {
     ),
     "optimizer": validation.one_of("adamw", "sgd"),
     "weight_decay": validation.NATURAL,
+    "decay_norms": validation.FLAG,
     "warmup": WHOLE,
+    "warmup_ratio": SHARE_BELOW_ONE,
     "schedule": validation.one_of("cosine", "linear", "constant", "one-cycle"),
     "steps": COUNT,
     "epochs": POSITIVE,
     "batch_size": ABOVE_ONE,
     "order": validation.one_of("shuffled", "class"),
-    "label_smoothing": SMOOTHING,
+    "label_smoothing": SHARE_BELOW_ONE,
+    "dropout": SHARE_BELOW_ONE,
     "clip": POSITIVE,
 }
 RECIPE: dict[str, Rule] = {
@@ -201,7 +204,7 @@ AUGMENTATIONS_EXPECTED = 'a list of augmentations, such as ["none", "crop"]'
 SCRATCH: dict[str, Rule] = {
     "lr": validation.list_of(POSITIVE, "a list of numbers above 0"),
     "weight_decay": validation.list_of(validation.NATURAL, "a list of numbers, 0 or above"),
-    "label_smoothing": validation.list_of(SMOOTHING, "a list of shares, 0 or above and below 1"),
+    "label_smoothing": validation.list_of(SHARE_BELOW_ONE, "a list of shares, 0 or above and below 1"),
     "augment": validation.Validator(
         _parse_augmentations,
         {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": AUGMENTATIONS_EXPECTED},

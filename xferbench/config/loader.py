@@ -250,11 +250,13 @@ def _build_recipe(table: Mapping[str, Any]) -> Recipe:
     epochs = phase_fields.pop("epochs", None) if "strategy" in table else None
     if any({"steps", "epochs"} <= phase.keys() for phase in (table, *table.get("phases", ()))):
         raise UserError("recipe.epochs", found="both steps and epochs", expected="one of the two")
+    if any({"warmup", "warmup_ratio"} <= phase.keys() for phase in (table, *table.get("phases", ()))):
+        raise UserError("recipe.warmup_ratio", found="both warmup and warmup_ratio", expected="one of the two")
     recipe_fields = {name: phase_fields.pop(name) for name in RECIPE_KEYS if name in phase_fields}
     phases, strategy = phase_fields.pop("phases", [{}]), phase_fields.pop("strategy", None)
     default_lr = DEFAULT_RATES.get(strategy, Phase().lr) if strategy else Phase().lr
     common = replace(Phase(lr=default_lr), **phase_fields)
-    phases = [({"epochs": None} if "steps" in phase else {}) | phase for phase in phases]  # steps of a phase replace its epochs
+    phases = [_without_overridden(phase) for phase in phases]
     recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **recipe_fields)
     if strategy and "phases" in table:
         raise UserError("recipe.strategy", found="both strategy and phases", expected="one of the two")
@@ -270,6 +272,12 @@ def _build_recipe(table: Mapping[str, Any]) -> Recipe:
         raise UserError("recipe.transferred", found=str(recipe.transferred), expected=expected, do="leave it out, or init")
     check_warmup(recipe)
     return recipe
+
+
+def _without_overridden(phase: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a phase, where its steps and warm-up replace the epochs and the warm-up of all phases."""
+    overridden = {"steps": "epochs", "warmup": "warmup_ratio"}
+    return {other: None for name, other in overridden.items() if name in phase} | dict(phase)
 
 
 def _check_effective(strategy: str, built: Recipe, table: Mapping[str, Any]) -> None:

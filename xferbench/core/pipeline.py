@@ -80,6 +80,8 @@ class Phase:
         layer_decay: factor on the learning rate for each layer group below the head.
         optimizer, weight_decay: the optimizer and its weight decay.
         warmup: number of steps of linear warm-up.
+        warmup_ratio: share of the steps that are warm-up, which :func:`~xferbench.core.strategies.resolve_steps` turns into
+            ``warmup``, rounded up; None if ``warmup`` counts.
         schedule: ``cosine``, ``linear``, ``constant`` or ``one-cycle`` (up for three tenths of the steps, then down along a
             cosine).
         steps: number of optimizer steps.
@@ -87,8 +89,11 @@ class Phase:
         order: ``shuffled``, or ``class``: batches ordered by class, as an unshuffled class folder gives them.
         label_smoothing: share of each label that is distributed over all classes (Szegedy et al. 2016, arXiv:1512.00567).
         clip: the largest norm of the gradient of all trained parameters; None for no clipping.
-        epochs: passes over the training images, which :func:`~xferbench.core.strategies.resolve_epochs` turns into ``steps``;
+        epochs: passes over the training images, which :func:`~xferbench.core.strategies.resolve_steps` turns into ``steps``;
             None if ``steps`` counts.
+        decay_norms: whether the weight decay includes parameters of one axis, that is, biases and the scales and shifts of
+            normalization. The Trainer of transformers and timm leave them out.
+        dropout: the probability of all dropout layers below the head, or None for those of the network.
     """
 
     tag: ClassVar[str] = "Phase"
@@ -107,6 +112,9 @@ class Phase:
     label_smoothing: float = field(default=0.0, metadata={"added": True})
     clip: float | None = field(default=None, metadata={"added": True})
     epochs: float | None = field(default=None, metadata={"added": True})
+    warmup_ratio: float | None = field(default=None, metadata={"added": True})
+    decay_norms: bool = field(default=True, metadata={"added": True})
+    dropout: float | None = field(default=None, metadata={"added": True})
 
     def __post_init__(self) -> None:
         require_interventions(self)
@@ -379,5 +387,6 @@ Arm: TypeAlias = Pipeline | Selection
 MAX_HELD_OUT_EXAMPLES = 1000  # images of a domain that candidates are selected on
 
 
-PHASE_FIELDS = tuple(field.name for field in fields(Phase) if field.name != "epochs")
+RESOLVED_FIELDS = ("epochs", "warmup_ratio")  # other spellings of steps and warmup
+PHASE_FIELDS = tuple(field.name for field in fields(Phase) if field.name not in RESOLVED_FIELDS)
 SUPPORTABLE_FIELDS = (*PHASE_FIELDS, "phases", "augment", "stop")  # code receives no source, so it supports no regularizer

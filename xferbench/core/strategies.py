@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.errors import UserError
@@ -66,17 +67,24 @@ def map_phases(pipeline: Pipeline, change: Callable[[Phase], Phase], name: str =
     return replace(pipeline, recipe=changed)
 
 
-def resolve_epochs(recipe: Recipe, examples: int) -> Recipe:
-    """Return a recipe whose phases have ``steps`` instead of ``epochs``, for a number of training examples.
+def resolve_steps(recipe: Recipe, examples: int) -> Recipe:
+    """Return a recipe whose phases have ``steps`` and ``warmup`` in place of ``epochs`` and ``warmup_ratio``.
+
+    Args:
+        recipe: the recipe.
+        examples: the number of training examples.
 
     Raises:
         UserError: if the warm-up of a phase is as long as the phase.
     """
 
     def resolve(phase: Phase) -> Phase:
-        if phase.epochs is None:
-            return phase
-        return replace(phase, steps=max(1, round(phase.epochs * examples / min(phase.batch_size, examples))), epochs=None)
+        if phase.epochs is not None:
+            steps = max(1, round(phase.epochs * examples / min(phase.batch_size, examples)))
+            phase = replace(phase, steps=steps, epochs=None)
+        if phase.warmup_ratio is not None:
+            phase = replace(phase, warmup=ceil(phase.warmup_ratio * phase.steps), warmup_ratio=None)
+        return phase
 
     resolved = replace(recipe, phases=tuple(map(resolve, recipe.phases)))
     check_warmup(resolved)

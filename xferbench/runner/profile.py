@@ -23,7 +23,7 @@ from xferbench.core.pipeline import (
 )
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
-from xferbench.core.strategies import resolve_epochs
+from xferbench.core.strategies import resolve_steps
 from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Tokens, complete_tokens
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs, sources
@@ -151,7 +151,7 @@ def _recipe(suite: Suite, profile: Profile) -> Recipe:
         UserError: if the warm-up of a phase is as long as its epochs.
     """
     try:
-        return resolve_epochs(suite.recipe or Recipe(), profile.data.train)
+        return resolve_steps(suite.recipe or Recipe(), profile.data.train)
     except UserError as error:
         raise error.at(f"{suite.invocation.path}: {error.what}") from error
 
@@ -247,6 +247,8 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
                 found=write_sentence(reason),
                 expected=feasibility.describe_trainable(profile),
             )
+    if suite.recipe is not None and (reason := feasibility.why_no_dropout(suite.recipe, profile)):
+        raise UserError(f"{suite.invocation.path}: [recipe] dropout", found=write_sentence(reason), do="leave it out")
     if suite.recipe is not None and (reason := feasibility.why_missing_inputs(suite.recipe, profile)):
         expected = "a regularizer and a finish whose inputs are available"
         raise UserError(

@@ -24,7 +24,14 @@ MISSING_LAYERS = ("norm", "bias", "lora", "adapter")  # requirements of trainabl
 
 def why_not_trainable(recipe: Recipe, profile: Profile) -> Reason | None:
     """Return why a recipe cannot run on a backbone, or None."""
-    return why_missing_layers(recipe, profile) or why_missing_inputs(recipe, profile)
+    return why_missing_layers(recipe, profile) or why_no_dropout(recipe, profile) or why_missing_inputs(recipe, profile)
+
+
+def why_no_dropout(recipe: Recipe, profile: Profile) -> Reason | None:
+    """Return that the dropout layers whose probability a recipe sets do not exist, or None."""
+    if "dropout" in profile.model.unsupported and any(phase.dropout is not None for phase in recipe.phases):
+        return because(Code.LAYERS_MISSING, value="dropout", requirement="dropout")
+    return None
 
 
 def why_missing_inputs(recipe: Recipe, profile: Profile) -> Reason | None:

@@ -10,7 +10,7 @@ from xferbench.core.pipeline import Selection
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.requirements import always_applies, leave_unchanged
-from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, resolve_epochs, scratch_baseline
+from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, resolve_steps, scratch_baseline
 from xferbench.study import feasibility
 from xferbench.study.trials import VIEWS
 
@@ -37,7 +37,7 @@ def recipe_study(matrix: Matrix, study: Study) -> tuple[Study, dict[str, Reason]
 
 def _in_steps(grid: RecipeGrid, profile: Profile) -> RecipeGrid:
     """Return a recipe of a matrix with its epochs as steps."""
-    return replace(grid, recipes=tuple(resolve_epochs(recipe, profile.data.train) for recipe in grid.recipes))
+    return replace(grid, recipes=tuple(resolve_steps(recipe, profile.data.train) for recipe in grid.recipes))
 
 
 def recipe_arm(grid: RecipeGrid, pipeline: Pipeline) -> Selection:

@@ -155,6 +155,7 @@ REQUIREMENTS: Mapping[str, str] = {
     "teacher": "a teacher",
     "batchnorm": "BatchNorm with running statistics",
     "norm": "trainable normalization layers",
+    "dropout": "dropout layers below its head",
     "bias": "biases below its head",
     "lora": "linear or convolutional weights below its head",
     "adapter": "place for an adapter",

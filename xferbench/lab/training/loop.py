@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, BatchNormEval, BatchNormTrainAbove, LoRA, TopGroups
 from xferbench.lab.data import augmentation
-from xferbench.lab.models import backbones, batchnorm, graph_split, lora
+from xferbench.lab.models import backbones, batchnorm, dropout, graph_split, lora
 from xferbench.lab.training import dann, feature_cache, regularizers, seeds
 from xferbench.lab.training.examples import batch_indices, training_subset
 from xferbench.lab.training.network import Architecture, AuxiliaryInputs, PhaseModel, Tensors, TrainedModel, TrainingTensors
@@ -252,7 +252,10 @@ def _train_phase(run: _PhaseRun, stacked: Tensors, *, check_steps: Sequence[int]
     fixed = {name: stacked[name] for name in run.model.names}
     losses, steps_since_check = torch.zeros(len(specs), device=network.device), 0
     frozen_prefixes = prefixes_below(network.layout, frozen_cut(phase, network.layout))
-    with batchnorm.set_training(run.model.module, phase.batchnorm, frozen_prefixes):
+    with (
+        batchnorm.set_training(run.model.module, phase.batchnorm, frozen_prefixes),
+        dropout.set_probability(run.model.module, phase.dropout, network.layout.head),
+    ):
         for step in range(phase.steps):
             for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
                 group["lr"] = peak_lr * lr_factor(phase, step)

@@ -39,16 +39,27 @@ def lr_factor(phase: Phase, step: int) -> float:
 
 
 def parameter_groups(phase: Phase, parameters: Mapping[str, Tensor], depth: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimizer, one per distance from the head.
+    """Return parameter groups for an optimizer, one per distance from the head and per weight decay.
 
-    The head has its own rate. Below it, the rate decays with the distance.
+    The head has its own rate. Below it, the rate decays with the distance. Parameters of one axis have no weight decay if
+    ``decay_norms`` is false.
+
+    Args:
+        phase: the phase.
+        parameters: the parameters by name, each with a first axis of members.
+        depth: for each parameter, how many layer groups it lies below the head.
     """
-    levels = sorted({depth[name] for name in parameters})
     head = phase.lr if phase.head_lr is None else phase.head_lr
+
+    def group_of(name: str) -> tuple[int, float]:
+        decays = phase.decay_norms or parameters[name].dim() > 2
+        return depth[name], phase.weight_decay if decays else 0.0
+
     return [
         {
-            "params": [parameters[name] for name in parameters if depth[name] == level],
+            "params": [parameters[name] for name in parameters if group_of(name) == (level, decay)],
             "lr": head if level == 0 else phase.lr * phase.layer_decay ** (level - 1),
+            "weight_decay": decay,
         }
-        for level in levels
+        for level, decay in sorted({group_of(name) for name in parameters})
     ]

@@ -23,6 +23,7 @@ from xferbench.lab.models import (
     bottleneck_adapters,
     checkpoint_reader,
     checkpoints,
+    dropout,
     finished,
     finished_heads,
     heads,
@@ -267,12 +268,13 @@ def _run_network(
     transform: InputTransform,
     device: str,
 ) -> tuple[list[str], tuple[float, float]]:
-    """Run the network. Return the trainable kinds that it has no tensor for, and the times of :func:`_measure_seconds`."""
+    """Run the network. Return the kinds of layers that it lacks, and the times of :func:`_measure_seconds`."""
     with _name_user_code(code):
         adapter_places = bottleneck_adapters.adapter_places(module, layout, datasets.input_shape(dataset, transform))
         names_by_kind = backbones.names_by_kind(layout, module) | {"adapter": adapter_places}
         seconds = _measure_seconds(module, dataset, transform, device)
-    return [kind for kind, names in names_by_kind.items() if not names], seconds
+    layers_by_kind = names_by_kind | {"dropout": set(dropout.dropout_layers(module, layout.head))}
+    return [kind for kind, names in layers_by_kind.items() if not names], seconds
 
 
 def _accepted_sizes(module: torch.nn.Module, transform: InputTransform, limit: int) -> tuple[int, ...]:
