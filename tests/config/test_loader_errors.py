@@ -84,7 +84,7 @@ INVALID = [
         '[target] data = ["digits"]',
         "[target] data",
         '["digits"]',
-        "folder:DIR, npz:FILE, torchvision:NAME:DIR, csv:FILE, jsonl:FILE, synthetic:NAME or digits",
+        "folder:DIR, npz:FILE, torchvision:NAME:DIR, csv:FILE, jsonl:FILE, datasets:DIR, synthetic:NAME or digits",
     ),
     ("[target] train_szie = 10", "[target] train_szie: unknown key", "", "did you mean 'train_size'?"),
     ("[target] train_size = 0", "[target] train_size", "0", "a whole number above 0"),

@@ -70,7 +70,12 @@ def npz(tmp_path):
         ({"arch": "resnet18"}, "[backbone] arch: unknown", "resnet18", "torchvision:NAME"),
         ({"arch": "keras:vit"}, "[backbone] arch: unknown", "keras:vit", "tiny-resnet, cifar-resnet20"),
         ({"target": "foldr:x"}, "[target] data: unknown kind of dataset", "foldr:x", "did you mean 'folder'? known: csv"),
-        ({"target": "path/to/ants"}, "[target] data: unknown kind of dataset", "path/to/ants", "known: csv, digits, folder"),
+        (
+            {"target": "path/to/ants"},
+            "[target] data: unknown kind of dataset",
+            "path/to/ants",
+            "known: csv, datasets, digits",
+        ),
         ({"target": "torchvision:CIFAR"}, "[target] data: unknown dataset of torchvision", "CIFAR", "did you mean 'CIFAR10'?"),
         ({"target": "torchvision:CIFAR10"}, "[target] data: torchvision: no folder", "CIFAR10", "torchvision:CIFAR10:FOLDER"),
         ({"shifted": "torchvision:MNIST:/nowhere"}, "[shifted] data: MNIST: files are missing", "without MNIST", "download"),

@@ -17,7 +17,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     """Add the command and its options."""
     text = "write a first suite file for a dataset and a checkpoint"
     parser = options.add_command(subparsers, "init", text, run_command)
-    text = "folder of images, an npz file, or a csv or jsonl file of texts (default: the current folder)"
+    text = "folder of images or of Parquet files, an npz file, or a csv or jsonl file of texts (default: the current folder)"
     parser.add_argument("folder", type=Path, nargs="?", default=Path(), help=text)
     text = "pretrained weights (default: those of the shipped tiny-resnet or tiny-bert)"
     parser.add_argument("--weights", type=Path, metavar="FILE", help=text)

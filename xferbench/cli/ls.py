@@ -29,6 +29,7 @@ DATASETS = {
     "npz:FILE": "train_images, train_labels, test_images, test_labels (and train_groups, test_groups)",
     "torchvision:NAME:DIR": "a torchvision dataset in a folder, such as CIFAR10",
     "csv:FILE, jsonl:FILE": "a table of texts: text, label (and text_pair, split, group)",
+    "datasets:DIR": "Parquet or Arrow files of Hugging Face's datasets (pip install 'xferbench[datasets]')",
     "synthetic:NAME": "source, near, tinted, sketch, spectra; text-source, text-near, text-letters, text-number",
     "digits": "the handwritten digits of scikit-learn",
 }

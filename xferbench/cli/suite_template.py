@@ -21,6 +21,7 @@ import numpy as np
 from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.data import inputs, sources, weights_folder
+from xferbench.data.raw import TextExample
 from xferbench.report import format
 from xferbench.runner import discovery, execute
 from xferbench.runner.engines import local
@@ -38,18 +39,14 @@ MAX_LISTED_CLASSES = 6  # number of class names in a comment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """A dataset summary: number of examples by split and class, and number of independent test examples or groups."""
+    """A dataset summary: number of examples by split and class, and of independent test examples or groups."""
 
     spec: str
     classes: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
     skipped: int
     examples: int
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the examples are texts."""
-        return self.spec.startswith(("csv:", "jsonl:"))
+    is_text: bool
 
     @property
     def noun(self) -> str:
@@ -66,20 +63,19 @@ def summarize_dataset(path: Path) -> DatasetSummary:
     if not path.exists():
         raise UserError(
             f"{format.one_line(path)}: no such folder",
-            expected="a folder of images, an npz file, or a csv or jsonl file of texts",
+            expected="a folder of images, an npz file, a csv or jsonl file of texts, or a folder of Parquet or Arrow files",
             do="check the path",
         )
-    suffix = path.suffix[1:].lower()
-    kind = "folder" if path.is_dir() else suffix if suffix in {"csv", "jsonl"} else "npz"
-    spec = f"{kind}:{path.resolve()}"
+    spec = f"{inputs.data_kind(path)}:{path.resolve()}"
     classes, splits, skipped = sources.read_dataset(spec, None)
     if "train" not in splits:
         do = "put the images into train/ and val/ or test/; for a finished network, `xferbench audit` needs only a test set"
         raise UserError(f"{format.one_line(path)}: no training images", found="only a test set", expected="both", do=do)
     counts = {split: tuple(np.bincount(raw.labels, minlength=len(classes)).tolist()) for split, raw in splits.items()}
+    is_text = isinstance(splits["train"].images[0], TextExample)
     groups = splits["test"].groups
     examples = len(np.unique(groups)) if len(groups) else sum(counts["test"])
-    return DatasetSummary(spec=spec, classes=classes, counts=counts, skipped=len(skipped), examples=examples)
+    return DatasetSummary(spec=spec, classes=classes, counts=counts, skipped=len(skipped), examples=examples, is_text=is_text)
 
 
 def detect_arch(weights: Path | None, option: str = "--weights", *, is_text: bool = False) -> str:

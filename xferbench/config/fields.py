@@ -346,7 +346,7 @@ REQUIRED_TABLES = ("schema", "name", "plugins", "backbone", "target")
 
 def suite_rules(base: Path) -> Mapping[str, Rule]:
     """Return the rules for the keys of a suite file; relative paths are resolved in the folder ``base``."""
-    kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, csv:FILE, jsonl:FILE, synthetic:NAME or digits"
+    kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, csv:FILE, jsonl:FILE, datasets:DIR, synthetic:NAME or digits"
     dataset = validation.typed(str, bool, kinds, lambda value: _resolve_dataset(value, base), minLength=1)
     file = validation.typed(str, bool, "a path", lambda value: _resolve_path(value, base), minLength=1)
     arch = validation.typed(str, bool, "a non-empty string", lambda value: _resolve_arch(value, base), minLength=1)
@@ -424,7 +424,7 @@ def _resolve_dataset(dataset: str, base: Path) -> str:
     if kind == "torchvision":
         name, colon, rest = rest.partition(":")
         kind = f"{kind}:{name}"
-    has_path = kind in {"folder", "npz", "csv", "jsonl"} or kind.startswith("torchvision:")
+    has_path = kind in {"folder", "npz", "csv", "jsonl", "datasets"} or kind.startswith("torchvision:")
     return f"{kind}:{_resolve_path(rest, base)}" if colon and rest and has_path else dataset
 
 

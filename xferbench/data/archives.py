@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # The first argument of each program is the archive or its folder, and the second is the new folder.
-EXPORT_PARQUET = (
-    "import sys,pathlib as p,pandas as d;"
-    "[(o:=p.Path(sys.argv[2],f.name.split('-')[0],p.Path(str(r.label)).name,f'{f.stem}-{i}.png'))"
-    ".parent.mkdir(parents=True,exist_ok=True) or o.write_bytes(r.image['bytes']) "
-    "for f in p.Path(sys.argv[1]).rglob('*.parquet') for i,r in enumerate(d.read_parquet(f).itertuples())]"
-)
 EXPORT_WEBDATASET = (
     "import sys,pathlib as p,tarfile;t=tarfile.open(sys.argv[1]);n={m.name:m for m in t if m.isfile()};"
     "g=lambda k:t.extractfile(n[k]).read();"
@@ -57,9 +51,11 @@ def refuse_archive(path: Path) -> None:
 
 def export_command(path: Path) -> str:
     """Return the command that writes the images of an archive into class folders below ``images``."""
-    archive, folder = shlex.quote(str(path)), shlex.quote(str(path.parent))
+    archive = shlex.quote(str(path))
+    saved = "pip install 'xferbench[datasets]', and name datasets:DIR in place of folder:DIR"
     commands = {
-        ".parquet": f'with pandas and pyarrow, run python -c "{EXPORT_PARQUET}" {folder} images; then name folder:images',
+        ".parquet": saved,
+        ".arrow": saved,
         ".tar": f'run python -c "{EXPORT_WEBDATASET}" {archive} images; then name folder:images',
         ".zip": f"run unzip {archive} -d images; then name folder:images",
         ".gz": f"unpack it, such as by mkdir images && tar -xf {archive} -C images; then name folder:images",

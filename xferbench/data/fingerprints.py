@@ -104,7 +104,7 @@ def fingerprint_split(raw: RawSplit) -> tuple[Fingerprints, np.ndarray, tuple[st
 
 
 def fingerprint_images(
-    images: Iterable[Path | np.ndarray], names: Sequence[str] = ()
+    images: Iterable[Path | bytes | np.ndarray], names: Sequence[str] = ()
 ) -> tuple[Fingerprints, np.ndarray, tuple[str, ...]]:
     """Compute the fingerprints of image files or arrays H×W(×1, ×3) of 8 or 16 bits, with one image in memory at a time.
 
@@ -119,7 +119,7 @@ def fingerprint_images(
 
     def decode_images() -> Iterator[np.ndarray]:
         for index, image in enumerate(images):
-            decoded, reason = open_image(image, to_rgb) if isinstance(image, Path) else (to_rgb(image), "")
+            decoded, reason = open_image(image, to_rgb) if isinstance(image, Path | bytes) else (to_rgb(image), "")
             if decoded is None:
                 left_out.append(f"{names[index]}: {reason}")
             else:
@@ -188,12 +188,14 @@ def readable_split(data: Data, split: str, cache: Path, test_size: int | None = 
 
 def read_images(data: Data, split: str, index: np.ndarray, cache: Path, test_size: int | None = None) -> Iterator[np.ndarray]:
     """Yield the images uint8 H×W×3 at some places of the fingerprints of a dataset."""
-    images = readable_split(data, split, cache, test_size).images
+    split_data = readable_split(data, split, cache, test_size)
+    images = split_data.images
     for position in index:
-        image, reason = open_image(images[position], to_rgb) if isinstance(images[position], Path) else (images[position], "")
+        stored = images[position]
+        image, reason = open_image(stored, to_rgb) if isinstance(stored, Path | bytes) else (stored, "")
         if image is None:
             raise UserError(
-                f"{images[position]}: it can no longer be read", found=reason, expected="the image of the first run"
+                f"{split_data.names[position]}: it can no longer be read", found=reason, expected="the image of the first run"
             )
         yield to_rgb(image)
 

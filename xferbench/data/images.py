@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -78,18 +79,23 @@ def highest_value(image: Image.Image | np.ndarray) -> int:
     return int(np.asarray(image).max(initial=0)) if is_sixteen_bit(image) else 0
 
 
-def open_image(file: Path, decode: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray | None, str]:
-    """Return an image file as ``decode`` returns it, or None and the reason why it cannot be decoded.
+def open_image(file: Path | bytes, decode: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray | None, str]:
+    """Return an image file, or the bytes of one, as ``decode`` returns it, or None and the reason why it cannot be decoded.
 
     Only regular files of the accepted formats are read.
     """
     try:
-        with open_regular(file) as stream, _load(stream) as image:
+        with _open(file) as stream, _load(stream) as image:
             return decode(image), ""
     except DAMAGED_FILE_ERRORS as error:
-        return None, _first_line(error).replace(str(file), file.name)[:80]
+        reason = _first_line(error)
+        return None, (reason if isinstance(file, bytes) else reason.replace(str(file), file.name))[:80]
     except UserError as problem:
         return None, f"{problem.what}, {problem.found}"
+
+
+def _open(file: Path | bytes) -> BinaryIO:
+    return io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
 
 
 def open_regular(file: Path) -> BinaryIO:

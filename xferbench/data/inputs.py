@@ -14,8 +14,10 @@ from xferbench.core.pipeline import Checkpoint, Data, WeightsFile
 from xferbench.data import (
     archives,
     class_folders,
+    columnar,
     language,
     metadata_csv,
+    saved_datasets,
     synthetic,
     text_tables,
     torchvision_folder,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import UserCode
     from xferbench.core.suite import Suite
 
-DATA_KINDS = ("folder", "npz", "torchvision", "csv", "jsonl", "synthetic", "digits")
+DATA_KINDS = ("folder", "npz", "torchvision", "csv", "jsonl", "datasets", "synthetic", "digits")
 FILE_KINDS = ("npz", "csv", "jsonl")  # datasets that are one file
 FOLDER_EXPECTED = "a folder with train/ and val/ or test/, or with metadata.csv"
 SYNTHETIC_NAMES = (*synthetic.NAMES, *language.SPEC_NAMES)
@@ -57,11 +59,8 @@ def check_inputs(suite: Suite) -> None:
     for role in ("target", "source", "shifted"):
         spec = getattr(suite.data, role)
         try:
-            kind, rest = split_spec(spec) if spec is not None else ("", "")
-            if kind == "folder":
-                _check_folder(Path(rest))
-            elif kind in {"csv", "jsonl"}:
-                text_tables.read_texts(Path(rest), kind)
+            if spec is not None:
+                check_data(*split_spec(spec))
         except UserError as problem:
             raise problem.at(f"{suite.invocation.path}: [{role}] data: {problem.what}") from problem
     manifest = suite.data.manifest
@@ -77,12 +76,25 @@ def check_inputs(suite: Suite) -> None:
     digest_code(suite)
 
 
-def _check_folder(folder: Path) -> None:
-    """Read the tables of a folder, or the names of its files, and raise a UserError if it is not a dataset."""
-    if metadata_csv.metadata_files(folder):
-        metadata_csv.read_rows(folder)
-    else:
-        class_folders.read_layout(folder)
+def check_data(kind: str, location: str) -> None:
+    """Read the tables of a dataset, or the names of its files, and raise a UserError if it is not a dataset."""
+    path = Path(location)
+    if kind in {"csv", "jsonl"}:
+        text_tables.read_texts(path, kind)
+    elif kind == "datasets":
+        saved_datasets.check_tables(path)
+    elif kind == "folder" and metadata_csv.metadata_files(path):
+        metadata_csv.read_rows(path)
+    elif kind == "folder":
+        class_folders.read_layout(path)
+
+
+def data_kind(path: Path) -> str:
+    """Return the kind of dataset that an existing file or folder most likely is."""
+    if path.is_dir():
+        return "datasets" if saved_datasets.is_saved(path) else "folder"
+    suffix = path.suffix[1:].lower()
+    return suffix if suffix in FILE_KINDS else "datasets" if saved_datasets.is_saved(path) else "npz"
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -97,18 +109,18 @@ def split_spec(spec: str) -> tuple[str, str]:
     ).is_file():
         archives.refuse_archive(file)
     if kind not in DATA_KINDS:
-        file_kind = Path(spec).suffix[1:] if Path(spec).suffix[1:] in FILE_KINDS else "npz"
-        suggestion = (
-            f"write folder:{spec}" if Path(spec).is_dir() else f"write {file_kind}:{spec}" if Path(spec).is_file() else ""
-        )
+        suggestion = f"write {data_kind(Path(spec))}:{spec}" if Path(spec).exists() else ""
+        is_path = "/" in kind or "\\" in kind  # a path resembles no kind
         do = suggestion or "run `xferbench ls` to list the kinds"
-        raise UserError("unknown kind of dataset", found=spec, expected=suggest(kind, DATA_KINDS), do=do)
+        raise UserError("unknown kind of dataset", found=spec, expected=suggest("" if is_path else kind, DATA_KINDS), do=do)
     if kind == "synthetic" and rest not in SYNTHETIC_NAMES:
         raise UserError("unknown synthetic dataset", found=spec, expected=suggest(rest, SYNTHETIC_NAMES))
     if kind == "digits" and rest:
         raise UserError("digits is a single dataset", found=spec, expected="digits")
     if kind == "folder" and not (rest and Path(rest).is_dir()):
         raise UserError("no such folder", found=spec, expected=FOLDER_EXPECTED, do="check the path")
+    if kind == "datasets" and not (rest and Path(rest).exists()):
+        raise UserError("no such folder", found=spec, expected=columnar.EXPECTED, do="check the path")
     if kind in FILE_KINDS and not (rest and Path(rest).is_file()):
         name = "an npz file" if kind == "npz" else f"a {kind} file with the columns text and label"
         raise UserError("no such file", found=spec, expected=name, do="check the path")
@@ -139,6 +151,10 @@ def digest_data(spec: str, digester: Callable[[Path], str] = sha256) -> Data:
         is_plain = kind == "folder" and not metadata_csv.metadata_files(folder)
         if is_plain and (splits := class_folders.unusual_splits(folder)):
             hasher.update(json.dumps(splits, sort_keys=True).encode())
+    elif kind == "datasets":
+        for path in saved_datasets.table_files(Path(rest)):
+            place = path.name if path == Path(rest) else path.relative_to(rest).as_posix()
+            hasher.update(f"{place}\0{digester(path)}\0".encode("utf-8", "surrogateescape"))
     elif kind in FILE_KINDS:
         hasher.update(digester(Path(rest)).encode())
     else:

@@ -146,8 +146,10 @@ class _Places(dict[int, str]):
 
 def _image_names(data: Data, split: str, cache: Path, limit: int | None = None) -> Mapping[int, str]:
     """Return the file of each image of a split by its place; an image of an array has its place only."""
-    images = fingerprints.readable_split(data, split, cache, limit).images
-    return _Places({index: str(image) for index, image in enumerate(images) if isinstance(image, Path)})
+    readable = fingerprints.readable_split(data, split, cache, limit)
+    places = {index: str(image) for index, image in enumerate(readable.images) if isinstance(image, Path)}
+    rows = {index: readable.names[index] for index, image in enumerate(readable.images) if isinstance(image, bytes)}
+    return _Places(places | rows)
 
 
 def lowest_recall(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> np.ndarray:

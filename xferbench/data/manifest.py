@@ -21,7 +21,7 @@ from xferbench.data import class_folders, inputs, metadata_csv, npz, sources
 from xferbench.data.fingerprints import VERSION as FINGERPRINTS_VERSION
 from xferbench.data.fingerprints import Fingerprints, fingerprint_images, save_npz
 from xferbench.data.listing import IMAGE_SUFFIXES, list_files
-from xferbench.data.raw import RawSplit
+from xferbench.data.raw import RawSplit, TextExample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,9 +180,6 @@ def _open_dataset(
 
     A dataset without splits gives all its images.
     """
-    if kind in {"csv", "jsonl"}:
-        found, expected = f"a {kind} file of texts", "images"
-        raise UserError(f"{data}: a manifest is made of images", found=found, expected=expected, do="name a dataset of images")
     if kind == "npz":
         images, raw_labels = npz.stream_train_images(path)
         values, labels = np.unique(raw_labels, return_inverse=True) if len(raw_labels) else (raw_labels, raw_labels)
@@ -192,6 +189,9 @@ def _open_dataset(
     else:
         classes, splits, left_out = sources.read_dataset(data, None)
         raw = splits["train"]
+    if len(raw.images) and isinstance(raw.images[0], TextExample):
+        do = "name a dataset of images"
+        raise UserError(f"{data}: a manifest is made of images", found="texts", expected="images", do=do)
     return classes, raw.images, raw.labels, raw.names, left_out
 
 

@@ -23,7 +23,7 @@ class TextExample(NamedTuple):
     pair: str = ""
 
 
-RawExample: TypeAlias = Path | np.ndarray | TextExample
+RawExample: TypeAlias = Path | bytes | np.ndarray | TextExample
 DecodedExample: TypeAlias = "Image.Image | np.ndarray | TextExample"
 
 
@@ -35,10 +35,10 @@ def text_error(kind: str) -> UserError:
 
 @dataclass(frozen=True, slots=True)
 class RawSplit:
-    """A split before decoding: image files, arrays H×W(×1, ×3), or texts.
+    """A split before decoding: image files or their bytes, arrays H×W(×1, ×3), or texts.
 
     Attributes:
-        images: N image files, arrays or texts.
+        images: N image files, the bytes of image files, arrays or texts.
         labels: [N] int64.
         groups: [N] numbers that mean the same in every split of a dataset, or [0] if there are no groups.
         names: The names of the files as the user knows them, for messages.

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from xferbench.data import class_folders, inputs, language, metadata_csv, npz, synthetic, text_tables, torchvision_folder
+from xferbench.data import (
+    class_folders,
+    inputs,
+    language,
+    metadata_csv,
+    npz,
+    saved_datasets,
+    synthetic,
+    text_tables,
+    torchvision_folder,
+)
 from xferbench.data.raw import DatasetParts, RawSplit, TextExample, shuffle
 
 SYNTHETIC_SPLIT_SIZES = {"train": 4000, "test": 2000}
@@ -37,13 +47,16 @@ def read_dataset(spec: str, generated: int | None) -> DatasetParts:
     if kind in {"csv", "jsonl"}:
         classes, splits, _ = text_tables.read_texts(Path(rest), kind)  # its notes are those of layout_notes
         return classes, splits, ()
+    if kind == "datasets":
+        parts, _ = saved_datasets.read_saved(Path(rest))
+        return parts
     if kind == "torchvision":
         return torchvision_folder.read_torchvision(rest)
     return _load_digits() if kind == "digits" else _generate(rest, generated or SYNTHETIC_SPLIT_SIZES["test"])
 
 
 def layout_notes(spec: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the classes of class folders or of a table of texts, and notes on how they were understood; () for other datasets.
+    """Return the classes of class folders, a table of texts or a saved dataset, and notes on how it was understood; else ().
 
     Raises:
         UserError: If the dataset cannot be used.
@@ -51,6 +64,9 @@ def layout_notes(spec: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     kind, rest = inputs.split_spec(spec)
     if kind in {"csv", "jsonl"}:
         classes, _, notes = text_tables.read_texts(Path(rest), kind)
+        return classes, notes
+    if kind == "datasets":
+        (classes, _, _), notes = saved_datasets.read_saved(Path(rest))
         return classes, notes
     if kind != "folder" or metadata_csv.metadata_files(Path(rest)):
         return (), ()

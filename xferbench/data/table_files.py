@@ -108,7 +108,7 @@ def read_table(path: Path, form: TableForm = IMAGE_TABLE) -> Table:
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: a column twice", found=", ".join(repeated), expected=form.expected)
-    renamed = _renamed_columns(header, form)
+    renamed = renamed_columns(header, form)
     names = tuple(renamed.get(name, name) for name in header)
     rows = tuple((number, dict(zip(names, fields, strict=True))) for number, fields in lines)
     if "label" not in names:
@@ -133,7 +133,7 @@ def is_table(path: Path) -> bool:
         header, _ = _read_lines(path, IMAGE_TABLE)
     except UserError:
         return False
-    return "file_name" in {*header, *_renamed_columns(header, IMAGE_TABLE).values()}
+    return "file_name" in {*header, *renamed_columns(header, IMAGE_TABLE).values()}
 
 
 def index_files(folder: Path) -> dict[str, list[PurePosixPath]]:
@@ -222,7 +222,7 @@ def _as_text(value: object) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _renamed_columns(header: Sequence[str], form: TableForm) -> dict[str, str]:
+def renamed_columns(header: Sequence[str], form: TableForm) -> dict[str, str]:
     """Return the column that each other name stands for, if exactly one name can be meant."""
     renamed = {}
     for column, aliases in form.aliases.items():

@@ -61,7 +61,9 @@ def divide(
     return splits
 
 
-def cut_test_set(raw: RawSplit, classes: Sequence[str], table: Path, examples: str) -> tuple[dict[str, RawSplit], str]:
+def cut_test_set(
+    raw: RawSplit, classes: Sequence[str], table: Path, examples: str, without: str = "no column split"
+) -> tuple[dict[str, RawSplit], str]:
     """Cut a test set from the examples of a table without splits. Return the splits, and a note that says so.
 
     The test set is a fifth of the examples: stratified by class, with whole groups, the same in every run.
@@ -71,6 +73,7 @@ def cut_test_set(raw: RawSplit, classes: Sequence[str], table: Path, examples: s
         classes: the class names.
         table: the table, for messages.
         examples: what the rows are, in the plural.
+        without: why there is no test set, in words.
 
     Raises:
         UserError: If a class would be missing from one of the splits.
@@ -86,7 +89,7 @@ def cut_test_set(raw: RawSplit, classes: Sequence[str], table: Path, examples: s
     if min(len(np.unique(raw.labels[index])) for index in (test, rest)) < len(classes):
         found = f"{len(raw.labels)} {examples}" + (f" in {len(np.unique(raw.groups))} groups" if len(raw.groups) else "")
         expected = f"enough {examples} for each class in the training and the test set, without splitting a group"
-        what = f"{table}: there is no column split, and no test set can be cut"
-        raise UserError(what, found=found, expected=expected, do="add a column split with train and test")
-    note = f"{table.name}: no column split, so {size} of {len(raw.labels)} {examples}{group_text} are the test set"
+        what = f"{table}: {without}, and no test set can be cut"
+        raise UserError(what, found=found, expected=expected, do="add examples, or add a column split with train and test")
+    note = f"{table.name}: {without}, so {size} of {len(raw.labels)} {examples}{group_text} are the test set"
     return {"train": take(raw, rest), "test": shuffle(take(raw, test))}, note

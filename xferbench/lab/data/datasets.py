@@ -255,7 +255,7 @@ def _write_split(
         return decoded
 
     for index, image in enumerate(raw.images):
-        if not isinstance(image, Path):
+        if not isinstance(image, Path | bytes):
             images.append(decode(image))
             readable.append(index)
             continue
@@ -297,6 +297,7 @@ def _example_digest(image: RawExample, label: int) -> int:
     if isinstance(image, TextExample):
         content = "\0".join(image).encode("utf-8", "surrogatepass")
     else:
-        content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
+        stored = image.read_bytes() if isinstance(image, Path) else image
+        content = stored if isinstance(stored, bytes) else np.ascontiguousarray(stored).tobytes()
     hashed = hashlib.blake2b(content, digest_size=8, salt=int(label).to_bytes(8, "little"))
     return int.from_bytes(hashed.digest(), "little")

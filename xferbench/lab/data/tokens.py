@@ -130,7 +130,7 @@ def input_shape(length: int) -> Shape:
 
 def _require_text(example: RawExample | DecodedExample) -> TextExample:
     if not isinstance(example, TextExample):
-        do = "name a table of texts, csv:FILE or jsonl:FILE, or a backbone that takes images"
+        do = "name a table of texts, csv:FILE, jsonl:FILE or datasets:DIR, or a backbone that takes images"
         raise UserError("an image for a network that takes text", found="an image", expected="a text", do=do)
     return example
 
