@@ -107,3 +107,21 @@ def test_a_folder_without_a_tokenizer_says_how_to_save_it(tmp_path):
         arch_detection.detect_arch(tmp_path)
     assert "without its tokenizer" in caught.value.found
     assert "save_pretrained" in caught.value.do
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "deberta-v2"])
+def test_the_layers_that_a_classifier_adds_may_be_missing_in_the_pretrained_network(kind, tmp_path):
+    pretrained = save(tmp_path / "before", kind, transformers.AutoModel)
+    save(tmp_path / "after", kind, transformers.AutoModelForSequenceClassification)
+    network = backbones.build(arch_detection.detect_arch(tmp_path / "after" / "model.safetensors"), 3).eval()
+    layout = backbones.layer_layout(network, example_shape(BATCH))
+    state = checkpoint_reader.read_checkpoint(tmp_path / "before" / "model.safetensors")
+    without_pooler = {name: tensor for name, tensor in state.items() if "pooler" not in name}
+    tensors, _ = checkpoints.match_tensors(network, without_pooler, layout.head)
+    body = network.model.base_model_prefix
+    for name, tensor in pretrained.named_parameters():
+        if "pooler" not in name:
+            torch.testing.assert_close(tensors[f"model.{body}.{name}"], tensor.detach())
+    without_embeddings = {name: tensor for name, tensor in without_pooler.items() if "word_embeddings" not in name}
+    with pytest.raises(UserError, match="do not fit"):
+        checkpoints.match_tensors(network, without_embeddings, layout.head)

@@ -28,6 +28,7 @@ from xferbench.lab.models.state_dict_names import (
     matching_prefixes,
     without_averages,
 )
+from xferbench.lab.models.transformers_text import added_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,8 @@ MAX_FLOAT16 = 65504.0
 def load_backbone(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str, ...]:
     """Copy all tensors except those of the head into a network. Return the names of the head tensors in the checkpoint.
 
-    The classifiers that only serve pretraining (GoogLeNet, Inception) count as heads. The counters of BatchNorm may be missing.
+    The classifiers that only serve pretraining (GoogLeNet, Inception) count as heads. The counters of BatchNorm may be missing,
+    and so may the layers that a classifier of transformers adds.
 
     Raises:
         UserError: If names or shapes differ (one message lists all of them), or values are not finite.
@@ -75,7 +77,7 @@ def match_tensors(model: nn.Module, state: Mapping[str, Tensor], head: str) -> t
         name: (tuple(tensors[name].shape), tuple(tensor.shape)) for name, tensor in network_tensors.items() if name in tensors
     }
     complaints = {
-        "missing in the file": [name for name in network_tensors if name not in tensors and not name.endswith(BATCH_COUNTER)],
+        "missing in the file": [name for name in _body_shapes(model, head) if name not in tensors],
         "not in the network": [name for name in tensors if name not in network_tensors],
         "of another shape": [
             f"{name} {file_shape} for {network_shape}"
@@ -167,9 +169,16 @@ def _network_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
 
 
 def _body_shapes(model: nn.Module, head: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that a checkpoint must have: all below the head but the counters of BatchNorm."""
-    tensors = _network_tensors(model, head)
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(BATCH_COUNTER)}
+    """Return the shapes of the tensors that a checkpoint must have.
+
+    They are all below the head but the counters of BatchNorm and the layers that a classifier of transformers adds.
+    """
+    tensors, added = _network_tensors(model, head), added_layers(model)
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if not (name.endswith(BATCH_COUNTER) or backbones.is_within(name, added))
+    }
 
 
 def _describe_misfit(

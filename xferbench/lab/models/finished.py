@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from xferbench.core.errors import UserError
-from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, finished_heads, heads
+from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, finished_heads, heads, transformers_text
 from xferbench.lab.models.batchnorm import BATCH_COUNTER
 from xferbench.lab.training.network import TrainedModel
 
@@ -110,7 +110,8 @@ def head_outputs(module: nn.Module, head: str, state: Mapping[str, Tensor]) -> i
 def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor], head: FinishedHead | None = None) -> Tensors:
     """Return the tensors of a checkpoint under the names of a network, on the CPU.
 
-    Head tensors are left out if their shape differs from the network. A head with one output of a network with two becomes one
+    Head tensors are left out if their shape differs from the network, and layers that a classifier of transformers adds if the
+    checkpoint is one of the network without them. A head with one output of a network with two becomes one
     with two, whose first output is 0: the softmax of both is the sigmoid of the one.
 
     Args:
@@ -131,11 +132,12 @@ def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor], head:
         if name in defaults and tensor.shape == defaults[name].shape
     }
     file_tensors = body | kept
+    outside = (place, *transformers_text.added_layers(module))
     # Counters and constant tables may be missing in the file. They keep the values of the network.
     return {
         name: _copy(file_tensors.get(name, default).to(default.dtype))
         for name, default in defaults.items()
-        if name in kept or _is_counter_of(name, kept) or not backbones.is_within(name, [place])
+        if name in file_tensors or _is_counter_of(name, kept) or not backbones.is_within(name, outside)
     }
 
 

@@ -40,6 +40,19 @@ class TextClassifier(nn.Module):
         return logits
 
 
+def added_layers(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that a classifier of transformers adds to its pretrained network, for any module.
+
+    They start from random weights with the head: what is outside the pretrained network, such as ``pre_classifier`` of
+    DistilBERT or ``classifier.dense`` of RoBERTa, and the pooler, which encoders without next-sentence prediction lack.
+    """
+    if not isinstance(module, TextClassifier):
+        return ()
+    body = module.model.base_model_prefix
+    outside = [f"model.{name}" for name, _ in module.model.named_children() if name != body]
+    return (*outside, f"model.{body}.pooler")
+
+
 class Encoder(nn.Module):
     """A pretrained network of transformers as a network from a batch of tokens to one vector for each text.
 
