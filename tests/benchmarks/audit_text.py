@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
 
+import numpy as np
 import torch
 from plain_text import train_network
 from text import read_lines
@@ -163,6 +164,8 @@ def task_rows(texts, task):
     else:
         rows = read_lines(texts / "rt-polarity.all", "")
         splits = [[row for row in rows if row[2] == split] for split in ("train", "test")]
+    rng = np.random.default_rng(0)  # the reviews are sorted by class
+    splits = [[rows[index] for index in rng.permutation(len(rows))] for rows in splits]
     parts = splits[0][:TRAIN], splits[1][:TEST], splits[0][TRAIN : TRAIN + TEST]
     return tuple([row[:2] for row in part] for part in parts)
 
