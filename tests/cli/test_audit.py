@@ -13,7 +13,7 @@ from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import TRAIN_MODE
 from xferbench.core.sections import flat_values
-from xferbench.core.transforms import Preprocessing
+from xferbench.core.transforms import Preprocessing, Tokens
 from xferbench.data import inputs
 from xferbench.lab.models import checkpoint_reader, checkpoints, small_resnets
 from xferbench.runner import profile, store
@@ -303,3 +303,23 @@ def test_a_list_without_usable_values_is_refused(typed, capsys):
     with pytest.raises(SystemExit):
         main.parse_arguments(["audit", *typed])
     assert f"argument {typed[0]}" in capsys.readouterr().err
+
+
+def test_options_state_how_texts_are_served(after):
+    suite = parse_audit(
+        *("--arch", "tiny-bert", "--after", after, "--data", "synthetic:text-near", "--serve-max-length", "12"),
+        *("--serve-padding", "left", "--no-serve-masked", "--serve-extra-padding", "4", "--serve-special", "twice"),
+        *("--serve-truncation", "left", "--serve-lowercase"),
+    )
+    assert suite.serving.preprocessing == Tokens(
+        lowercase=True,
+        max_length=12,
+        padding="left",
+        masked=False,
+        extra_padding=4,
+        special="twice",
+        truncation="left",
+    )
+    assert "--no-serve-masked" in suite.invocation.command
+    assert {"--serve-lowercase", "--serve-max-length"} <= set(suite.invocation.command)
+    assert parse_audit("--arch", "tiny-bert", "--after", after, "--data", "synthetic:text-near").serving.preprocessing is None

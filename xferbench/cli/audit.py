@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xferbench.analysis import exit_code
 from xferbench.cli import options
 from xferbench.cli.run import run_and_report
 from xferbench.cli.validate import freeze_plan
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -21,6 +18,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     _add_inputs(parser)
     for prefix, title in (("", "training, and of serving"), ("serve-", "serving, if it differs")):
         _add_preprocessing(parser, prefix, title)
+    _add_text_serving(parser)
     _add_rules(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the report (default: reports/NAME)")
     options.add_computation(parser)
@@ -37,9 +35,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", help="architecture of the weights (default: detected from their tensors)")
-    parser.add_argument("--after", type=Path, metavar="FILE", help="the finished weights, including the head")
+    parser.add_argument(
+        "--after", type=Path, metavar="FILE", help="the finished weights, including the head, or a folder of transformers"
+    )
     parser.add_argument("--before", type=Path, metavar="FILE", help="the weights that training started from")
-    parser.add_argument("--data", metavar="DATA", help="labeled images, such as folder:DIR or npz:FILE")
+    parser.add_argument("--data", metavar="DATA", help="labeled images or texts, such as folder:DIR, npz:FILE or csv:FILE")
     parser.add_argument("--source", metavar="DATA", help="the data that the network was pretrained on")
     text = "the network must keep its skill on the source, so that forgetting is judged"
     parser.add_argument("--keep-source", action="store_const", const=True, help=text)
@@ -66,6 +66,19 @@ def _add_preprocessing(parser: argparse.ArgumentParser, prefix: str, title: str)
     group.add_argument(f"--{prefix}bits", type=options.positive_int, metavar="N", help=text)
 
 
+def _add_text_serving(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("serving of texts, if it differs from the saved tokenizer")
+    group.add_argument("--serve-lowercase", action=argparse.BooleanOptionalAction, help="lower case before tokenization")
+    text = "largest number of tokens"
+    group.add_argument("--serve-max-length", type=options.positive_int, metavar="N", help=text)
+    group.add_argument("--serve-truncation", choices=("right", "left"), help="side on which a long text is cut")
+    group.add_argument("--serve-padding", choices=("right", "left"), help="side of the padding")
+    group.add_argument("--serve-special", choices=("single", "none", "twice"), help="special tokens around a text")
+    group.add_argument("--serve-masked", action=argparse.BooleanOptionalAction, help="whether the attention mask hides padding")
+    text = "padding tokens that a longer text in the same batch adds"
+    group.add_argument("--serve-extra-padding", type=options.positive_int, metavar="N", help=text)
+
+
 def _add_rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--serve-mode", choices=("eval", "train"), help="how the network is served (default: eval)")
     parser.add_argument("--metric", help="accuracy (default), balanced_accuracy, nll …")
@@ -74,7 +87,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     text = "allowed share of test images that have a copy in training"
     parser.add_argument("--max-duplicates", type=float, metavar="SHARE", help=text)
     options.add_list(parser, "--checks", str, metavar="NAME", help="checks to run (default: all)")
-    parser.add_argument("--limit", type=options.positive_int, metavar="N", help="use at most N test images")
+    parser.add_argument("--limit", type=options.positive_int, metavar="N", help="use at most N test examples")
     text = "also train a from-scratch baseline for this time, such as 90s or 20m"
     parser.add_argument("--scratch", metavar="BUDGET", help=text)
 

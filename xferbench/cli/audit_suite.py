@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PREPROCESSING_OPTIONS = ("mean", "std", "interpolation", "crop_pct", "img_size", "channels", "orientation", "bits")
 DIRECT_OPTIONS = ("mean", "std", "interpolation", "channels", "orientation", "bits")  # those that are keys of a suite
+TEXT_OPTIONS = ("lowercase", "max_length", "truncation", "padding", "special", "masked", "extra_padding")  # of serving
 COMMAND_LINE = "command line"  # replaces the path of the suite file
 REQUIRED_OPTIONS = ("after", "data")
 
@@ -77,7 +78,7 @@ def _audit_options(arguments: argparse.Namespace) -> list[str]:
         "scratch",
         "serve_mode",
         *PREPROCESSING_OPTIONS,
-        *(f"serve_{name}" for name in PREPROCESSING_OPTIONS),
+        *(f"serve_{name}" for name in (*PREPROCESSING_OPTIONS, *TEXT_OPTIONS)),
     ]
     return [name for name in names if getattr(arguments, name) is not None]
 
@@ -115,6 +116,8 @@ def _suite_table(options: Mapping[str, Any], arch: str) -> dict[str, Any]:
     base = _recorded_preprocessing(arch, Path(options.get("before") or options["after"])) if train or serve else {}
     preprocessing = adjust_preprocessing(base, train)
     recipe = {"serve_preprocessing": adjust_preprocessing(preprocessing, serve)} if serve else {}
+    if text := {name: options[f"serve_{name}"] for name in TEXT_OPTIONS if f"serve_{name}" in options}:
+        recipe = {"serve_preprocessing": {**recipe.get("serve_preprocessing", {}), "kind": "text", **text}}
     recipe |= {"serve_mode": options["serve_mode"]} if "serve_mode" in options else {}
     source = {"data": options["source"]} if "source" in options else {}
     source |= {"keep": True} if "keep_source" in options else {}
@@ -156,7 +159,7 @@ def _recorded_preprocessing(arch: str, weights: Path) -> dict[str, Any]:
     with local.start_workers(1) as call:
         recorded, _ = call("xferbench.lab.worker.profile:checkpoint_preprocessing", arch, weights_file).result()
     if isinstance(recorded, Tokens):
-        do = 'write a suite file with [checkpoint], and in [recipe] serve_preprocessing = { kind = "text", … }'
+        do = "state the serving of texts by --serve-max-length, --serve-padding and the like"
         raise UserError("options of images for a network that takes text", found=str(weights), expected="none of them", do=do)
     table = asdict(recorded) if recorded else {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items() if value is not None}
@@ -166,9 +169,9 @@ def _typed_options(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the options as a user would type them."""
     typed = []
     for name, value in options.items():
-        values = [] if value is True else value if isinstance(value, list) else [value]
+        values = [] if isinstance(value, bool) else value if isinstance(value, list) else [value]
         typed += [
-            f"--{name.replace('_', '-')}",
+            f"--{'no-' if value is False else ''}{name.replace('_', '-')}",
             *(shlex.quote(f"{item:g}" if isinstance(item, float) else str(item)) for item in values),
         ]
     return tuple(typed)
