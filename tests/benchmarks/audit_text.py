@@ -248,9 +248,9 @@ def row_of(name, case, run, seconds, *, confirmed=False):
         "task": case.task,
         "planted": case.planted or "nothing",
         "admissible": "; ".join(case.admissible) or "–",
-        "named by": "; ".join(map(describe, named)) or "–",
-        "also flagged": "; ".join(map(describe, others)) or "–",
-        "undecided": "; ".join(map(describe, undecided)) or "–",
+        "named by": list_findings(named),
+        "also flagged": list_findings(others),
+        "undecided": list_findings(undecided),
         "accuracy": f"{accuracy:.3f}",
         "outcome": outcome,
         "seconds": f"{seconds:.0f}",
@@ -262,13 +262,19 @@ def short_id(finding):
     return finding.plugin
 
 
+def list_findings(findings):
+    """Return findings in words; those that differ only in the variant of their control are one."""
+    return "; ".join(dict.fromkeys(map(describe, findings))) or "–"
+
+
 def describe(finding):
     """Return a finding with its harm and bounds, in the unit of its metric."""
+    name = finding.id.removesuffix(f"/{finding.control.variant}" if finding.control.variant else "").removesuffix("/harm")
     if finding.estimate.harm is None:
-        return f"{finding.id} (exact)"
+        return f"{name} (exact)"
     scale, digits = unit_scale(finding.estimate.unit)
     harm, low, high = (f"{scale * value:+.{digits}f}" for value in finding.estimate.bounds)
-    return f"{finding.id} {harm} [{low}, {high}]"
+    return f"{name} {harm} [{low}, {high}]"
 
 
 def page(rows):

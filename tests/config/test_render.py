@@ -64,6 +64,8 @@ PHASES = st.builds(
     steps=st.integers(10, 10_000),
     batch_size=st.integers(2, 4096),
     order=st.sampled_from(["shuffled", "class"]),
+    decay_norms=st.booleans(),
+    dropout=st.none() | st.sampled_from([0.0, 0.1]),
 )
 
 

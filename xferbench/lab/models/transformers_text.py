@@ -46,9 +46,9 @@ def added_layers(module: nn.Module) -> tuple[str, ...]:
     They start from random weights with the head: what is outside the pretrained network, such as ``pre_classifier`` of
     DistilBERT or ``classifier.dense`` of RoBERTa, and the pooler, which encoders without next-sentence prediction lack.
     """
-    if not isinstance(module, TextClassifier):
+    body = module.model.base_model_prefix if isinstance(module, TextClassifier) else ""
+    if not isinstance(module, TextClassifier) or not hasattr(module.model, body):
         return ()
-    body = module.model.base_model_prefix
     outside = [f"model.{name}" for name, _ in module.model.named_children() if name != body]
     return (*outside, f"model.{body}.pooler")
 
