@@ -93,7 +93,17 @@ def test_a_file_of_no_split_is_left_out_with_a_note(tmp_path):
         save(tmp_path / f"{name}-00000-of-00001.parquet", texts(6))
     (_, splits, _), notes = saved_datasets.read_saved(tmp_path)
     assert sum(len(split.labels) for split in splits.values()) == 12
-    assert notes == ("unsupervised-00000-of-00001.parquet names no split and is not used",)
+    assert notes == ("files that name no split and are not used: unsupervised-00000-of-00001.parquet",)
+
+
+def test_a_test_set_alone_is_whole_and_nothing_else_replaces_training(tmp_path):
+    save(tmp_path / "test-00000-of-00001.parquet", texts(6))
+    (_, splits, _), notes = saved_datasets.read_saved(tmp_path)
+    assert {name: len(split.labels) for name, split in splits.items()} == {"test": 6}
+    assert notes == ()
+    save(tmp_path / "validation-00000-of-00001.parquet", texts(6))
+    with pytest.raises(UserError, match="a split is missing"):
+        saved_datasets.read_saved(tmp_path)
 
 
 def test_images_are_decoded_from_their_bytes(tmp_path):

@@ -17,9 +17,9 @@ from xferbench.data import columnar
 from xferbench.data.class_folders import split_role
 from xferbench.data.listing import IMAGE_SUFFIXES, list_files
 from xferbench.data.metadata_csv import group_questions
-from xferbench.data.raw import DatasetParts, RawExample, RawSplit, TextExample
+from xferbench.data.raw import DatasetParts, RawExample, RawSplit, TextExample, shuffle
 from xferbench.data.table_files import LABEL_NAMES, TEXT_TABLE, TableForm, renamed_columns
-from xferbench.data.table_splits import cut_test_set, divide
+from xferbench.data.table_splits import check_split_names, cut_test_set, divide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,8 +94,8 @@ def read_saved(path: Path) -> tuple[DatasetParts, tuple[str, ...]]:
     """Read a saved dataset.
 
     The classes are the recorded class names, in their order, or else the sorted labels. Files that no split has are left out if
-    others have one, and so is a split whose classes are kept secret. If one split remains, a fifth of it is the test set. Notes
-    say so.
+    others have one, and so is a split whose classes are kept secret. Of a single split that is not for testing, a fifth is the
+    test set. Notes say so.
 
     Returns:
         The classes, the splits and a note for each image without its bytes; and notes on how the files were understood.
@@ -106,7 +106,9 @@ def read_saved(path: Path) -> tuple[DatasetParts, tuple[str, ...]]:
     split_by_file = {file: split_of(file) for file in table_files(path)}
     has_splits = any(split_by_file.values())
     used = {file: split for file, split in split_by_file.items() if split or not has_splits}
-    notes = [f"{file.name} names no split and is not used" for file in split_by_file if file not in used]
+    unused = [file.name for file in split_by_file if file not in used]
+    listed = ", ".join(unused[:MAX_LISTED]) + ", …" * (len(unused) > MAX_LISTED)
+    notes = [f"files that name no split and are not used: {listed}"] * bool(unused)
     schema, form = _common_schema(path, list(used))
     renamed = renamed_columns(schema.columns, form)
     original = {renamed.get(column, column): column for column in schema.columns}
@@ -120,7 +122,10 @@ def read_saved(path: Path) -> tuple[DatasetParts, tuple[str, ...]]:
     groups = np.searchsorted(names, [row.group for row in rows]) if "group" in original else np.empty(0)
     raw = RawSplit([row.example for row in rows], labels, groups.astype(np.int64), [row.name for row in rows])
     known = {row.split for row in rows}
-    if len({split_role(name) for name in known}) > 1:
+    if {split_role(name) for name in known} == {"test"}:
+        splits = {"test": shuffle(raw)}
+    elif len(known) > 1:
+        check_split_names(path, known)
         splits = divide(raw, [row.split for row in rows], known, classes, path)
     else:
         splits, note = cut_test_set(raw, classes, path, EXAMPLES[form.required[0]], without="a single split")
