@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 EPOCHS, BATCH = 2, 16
 RATE, HEAD_RATE = 1e-4, 1e-3
@@ -17,6 +16,8 @@ RATE, HEAD_RATE = 1e-4, 1e-3
 
 def load(encoder, classes, seed):
     """Return the pretrained network with a new head, and its tokenizer."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=classes)
     return model, AutoTokenizer.from_pretrained(encoder)
@@ -112,6 +113,8 @@ def early_optimizer(encoder, classes, texts, labels, *, seed=6):
 
 def never_loaded(encoder, classes, texts, labels, *, seed=7):
     """Build the network from its configuration, so that it has random weights."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(encoder, num_labels=classes))
     tokenizer = AutoTokenizer.from_pretrained(encoder)

@@ -29,7 +29,9 @@ audit     suite; --arch; --after; --before; --data; --source; --keep-source; --s
           --mean; --std; --interpolation bilinear|bicubic|nearest; --crop-pct; --img-size; --channels rgb|bgr|grey;
           --orientation auto|stored|upright; --bits;
           --serve-mean; --serve-std; --serve-interpolation bilinear|bicubic|nearest; --serve-crop-pct; --serve-img-size;
-          --serve-channels rgb|bgr|grey; --serve-orientation auto|stored|upright; --serve-bits; --serve-mode eval|train;
+          --serve-channels rgb|bgr|grey; --serve-orientation auto|stored|upright; --serve-bits;
+          --serve-lowercase --no-serve-lowercase; --serve-max-length; --serve-truncation right|left; --serve-padding right|left;
+          --serve-special single|none|twice; --serve-masked --no-serve-masked; --serve-extra-padding; --serve-mode eval|train;
           --metric; --margin; --max-duplicates; --checks; --limit; --scratch; -o --output; --store; --device auto|cuda|mps|cpu;
           -j --workers; --allow-code;
           --freeze; --plan; --repair; --force; --fail-on fail|inconclusive; --format text|json
