@@ -11,7 +11,8 @@ name it, was written down before the first audit.
 A planted fault is a hit if one of its admissible findings is FAIL. Every other FAIL is listed, and so are the findings that
 stay INCONCLUSIVE. A healthy network is clean if nothing is FAIL. If something is, the audit is repeated on 500 texts that
 neither the script nor the first audit has seen: the outcome is a confirmed side effect if every FAIL is FAIL there too, and
-else a false alarm. Margin 5 points of accuracy.
+else a false alarm. Margin 5 points of accuracy. Each finished case is a row of ``audit-text.csv``, so that the script continues
+where it stopped.
 """
 
 from __future__ import annotations
@@ -302,19 +303,22 @@ def main():
     parser.add_argument("--keep", type=Path, help="folder of the trained networks, for another run")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = options.out / "audit-text.csv"
+    rows = list(csv.DictReader(table.open(encoding="utf-8"))) if table.exists() else []
     with tempfile.TemporaryDirectory() as temporary:
         work = options.keep or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        rows = []
         for name in options.cases:
+            if any(row["case"] == name for row in rows):
+                continue
             rows.append(audit_case(name, options.encoder.resolve(), options.texts, work.resolve()))
             print(*(f"{key}: {value}" for key, value in rows[-1].items()), sep="\n  ", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "audit-text.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    (options.out / "audit-text.md").write_text(page(rows), encoding="utf-8")
+            with table.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            (options.out / "audit-text.md").write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
