@@ -30,7 +30,7 @@ GENERATED = DOCS / "generated"
 VERSION_LINE = re.compile(r"(\S+) \(version (\d+)\)")
 MARKUP = re.compile(r"(``.+?``)", re.DOTALL)  # literals, in which nothing is escaped
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
-TABLE_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks/([a-z]+)\.md\)")
+TABLE_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks/([a-z-]+)\.md\)")
 TABLES_FOLDER_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks\)")
 BENCHMARKS = {
     "simulation": "Wrong verdicts and power, by simulation",
@@ -39,6 +39,7 @@ BENCHMARKS = {
     "fashion": "From CIFAR-10 to Fashion-MNIST",
     "serving": "Wrong serving of published networks",
     "audit": "Audits of scripts with a planted fault",
+    "audit-text": "Audits of text classifiers with a planted fault",
     "healthy": "Audits of healthy networks",
     "situations": "Files and folders as people have them",
     "text": "A sentence encoder with few texts",
