@@ -6,7 +6,7 @@ closer than chance allows. The comment below explains how the data determine tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from xferbench.data.fingerprints import EMBEDDING_SIZE, EVEN_COLUMNS, FLIP
 from xferbench.data.nearest import nearest_distances
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from xferbench.data.fingerprints import Fingerprints
 
@@ -99,13 +99,35 @@ def find_duplicates(
     open_index = np.flatnonzero(~matches.found & ~test.plain & (same | ~is_identical))
     if len(open_index) and len(train) >= 4 * MIN_PARTS:
         matches = _add_crops(matches, open_index, test, train, level, same=same)
+    return with_identical(
+        matches, test.exact, {"flipped": train.mirrored, "exact": train.exact}, searchable=~test.blank, same=same
+    )
+
+
+def with_identical(
+    matches: DuplicateMatches,
+    queries: np.ndarray,
+    digests_by_kind: Mapping[str, np.ndarray],
+    *,
+    searchable: np.ndarray | bool = True,
+    same: bool = False,
+) -> DuplicateMatches:
+    """Return matches in which the examples with an identical one in the other set are matched with that one.
+
+    Args:
+        matches: the matches of N test examples.
+        queries: [N] digests of the test examples.
+        digests_by_kind: the digests of the other set by the kind of match; the last kind takes precedence.
+        searchable: [N] bool, the test examples for which an identical one is a duplicate.
+        same: as in :func:`find_duplicates`.
+    """
     index, kind, distance, chance = matches.index, matches.kind, matches.distance, matches.chance
-    for name, digests in (("flipped", train.mirrored), ("exact", train.exact)):
-        exact_index = np.where(test.blank, -1, _lookup(test.exact, digests, same=same))
+    for name, digests in digests_by_kind.items():
+        exact_index = np.where(searchable, _lookup(queries, digests, same=same), -1)
         is_exact = exact_index >= 0
         index, kind = np.where(is_exact, exact_index, index), np.where(is_exact, name, kind)
         chance, distance = np.where(is_exact, 0.0, chance), np.where(is_exact, np.float32(0), distance)
-    return DuplicateMatches(index=index, kind=kind, distance=distance, chance=chance, plain=test.plain)
+    return replace(matches, index=index, kind=kind, distance=distance, chance=chance)
 
 
 def _nearest_images(
@@ -153,14 +175,15 @@ def _search(
     return distance, index, chance
 
 
-def match_probabilities(distance: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Return the probability [n] that the nearest image over all parts is as near as it is if it is a different image.
+def match_probabilities(distance: np.ndarray, null: np.ndarray, min_dimension: float = MIN_DIMENSION) -> np.ndarray:
+    """Return the probability [n] that the nearest example over all parts is as near as it is if it is a different one.
 
-    It is 1 if there are too few parts or images to estimate it.
+    It is 1 if there are too few parts or examples to estimate it.
 
     Args:
-        distance: [n, parts] distances of the images in question.
-        null: [k, parts] distances of images, most without a duplicate.
+        distance: [n, parts] distances of the examples in question.
+        null: [k, parts] distances of examples, most without a duplicate.
+        min_dimension: the lowest dimension of a set that is not full of its own duplicates.
     """
     count, parts = distance.shape
     if parts < MIN_PARTS or len(null) < MIN_PARTS:
@@ -168,23 +191,23 @@ def match_probabilities(distance: np.ndarray, null: np.ndarray) -> np.ndarray:
     sorted_distance, sorted_null = (np.maximum(np.sort(values, 1), 1e-6) for values in (distance, null))
     middle = parts // 2
     pools = np.array_split(sorted_null[np.argsort(sorted_null[:, middle], kind="stable")], max(1, len(null) // MIN_POOL_SIZE))
-    dimension = np.array([_estimate_dimension(pool) for pool in pools])
+    dimension = np.array([_estimate_dimension(pool, min_dimension) for pool in pools])
     pool_index = np.searchsorted([pool[-1, middle] for pool in pools[:-1]], sorted_distance[:, middle])
     ratio = sorted_distance[:, 0] / sorted_distance[:, middle]
     chance: np.ndarray = -np.expm1(-parts * np.log(2) * ratio ** dimension[pool_index])
     return chance
 
 
-def _estimate_dimension(ordered: np.ndarray) -> float:
-    """Estimate the dimension of images from their distances [k, parts] in ascending order, less its standard error.
+def _estimate_dimension(ordered: np.ndarray, min_dimension: float) -> float:
+    """Estimate the dimension of examples from their distances [k, parts] in ascending order, less its standard error.
 
-    Few images determine the dimension badly, so the estimate is conservative.
+    Few examples determine the dimension badly, so the estimate is conservative.
     """
     count, parts = ordered.shape
     scale = ordered[:, parts // 2]
     quartile = np.log(-np.log(0.75) / (parts * np.log(2)))  # of the smallest distance over all parts
     dimension = quartile / min(float(np.quantile(np.log(ordered[:, 0] / scale), 0.25)), quartile / EMBEDDING_SIZE)
-    if dimension < MIN_DIMENSION:
+    if dimension < min_dimension:
         # The odds of a quartile are twice those of the median.
         spread = float(np.median(np.log(ordered[:, 3 * parts // 4] / scale)))
         dimension = np.log(2) / max(spread, np.log(2) / EMBEDDING_SIZE)

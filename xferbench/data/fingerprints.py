@@ -183,7 +183,7 @@ def dataset_fingerprints(data: Data, split: str, cache: Path, test_size: int | N
 def readable_split(data: Data, split: str, cache: Path, test_size: int | None = None) -> RawSplit:
     """Return a split without the images that cannot be read, in the order of its fingerprints. Nothing is decoded."""
     members = _fingerprint_arrays(data, split, cache, test_size)
-    return take_raw(_read_split(data, split, test_size), members["readable"])
+    return take_raw(sources.read_split(data, split, test_size), members["readable"])
 
 
 def read_images(data: Data, split: str, index: np.ndarray, cache: Path, test_size: int | None = None) -> Iterator[np.ndarray]:
@@ -202,11 +202,15 @@ def read_images(data: Data, split: str, index: np.ndarray, cache: Path, test_siz
 
 def _fingerprint_arrays(data: Data, split: str, cache: Path, test_size: int | None) -> dict[str, np.ndarray]:
     """Return the fingerprints of a split and which of its images are ``readable``, from the cache if they are there."""
-    path = cache / "prints" / f"{digest((VERSION, 'readable', data.digest, split, _generated(data, test_size)))[:32]}.npz"
+    path = (
+        cache
+        / "prints"
+        / f"{digest((VERSION, 'readable', data.digest, split, sources.generated_size(data.spec, test_size)))[:32]}.npz"
+    )
     names = ("readable", *(field.name for field in fields(Fingerprints)))
 
     def compute() -> dict[str, np.ndarray]:
-        fingerprints, readable, _ = fingerprint_split(_read_split(data, split, test_size))
+        fingerprints, readable, _ = fingerprint_split(sources.read_split(data, split, test_size))
         return {"readable": readable, **{field.name: getattr(fingerprints, field.name) for field in fields(Fingerprints)}}
 
     return cached_arrays(path, names, compute)
@@ -225,18 +229,6 @@ def cached_arrays(path: Path, names: Sequence[str], compute: Callable[[], dict[s
         path.parent.mkdir(parents=True, exist_ok=True)
         save_npz(path, arrays)
     return arrays
-
-
-def _read_split(data: Data, split: str, test_size: int | None) -> RawSplit:
-    splits = sources.read_dataset(data.spec, _generated(data, test_size))[1]
-    if split not in splits:
-        raise UserError(f"{data.spec}: no such split", found=split, expected=", ".join(splits))
-    return splits[split]
-
-
-def _generated(data: Data, test_size: int | None) -> int | None:
-    """Return the number of test images that a synthetic dataset generates; None for other datasets."""
-    return max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
 
 
 def save_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:

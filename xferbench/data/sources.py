@@ -6,9 +6,11 @@ Reads files.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xferbench.core.errors import UserError
 from xferbench.data import (
     class_folders,
     inputs,
@@ -21,6 +23,9 @@ from xferbench.data import (
     torchvision_folder,
 )
 from xferbench.data.raw import DatasetParts, RawSplit, TextExample, shuffle
+
+if TYPE_CHECKING:
+    from xferbench.core.pipeline import Data
 
 SYNTHETIC_SPLIT_SIZES = {"train": 4000, "test": 2000}
 SOURCE_TRAIN_EXAMPLES = 10_000
@@ -53,6 +58,23 @@ def read_dataset(spec: str, generated: int | None) -> DatasetParts:
     if kind == "torchvision":
         return torchvision_folder.read_torchvision(rest)
     return _load_digits() if kind == "digits" else _generate(rest, generated or SYNTHETIC_SPLIT_SIZES["test"])
+
+
+def read_split(data: Data, split: str, test_size: int | None) -> RawSplit:
+    """Read one split of a dataset before decoding.
+
+    Raises:
+        UserError: If the dataset cannot be used, or has no such split.
+    """
+    splits = read_dataset(data.spec, generated_size(data.spec, test_size))[1]
+    if split not in splits:
+        raise UserError(f"{data.spec}: no such split", found=split, expected=", ".join(splits))
+    return splits[split]
+
+
+def generated_size(spec: str, test_size: int | None) -> int | None:
+    """Return the number of test examples that a synthetic dataset generates; None for other datasets."""
+    return max(test_size or 0, SYNTHETIC_SPLIT_SIZES["test"]) if spec.startswith("synthetic:") else None
 
 
 def layout_notes(spec: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -93,7 +93,7 @@ def load_dataset(
     Raises:
         UserError: if the dataset cannot be used.
     """
-    generated_size = max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
+    generated_size = sources.generated_size(data.spec, test_size)
     geometry = geometry_key(preprocessing)
     folder = cache / "data" / digest((VERSION, data.digest, digest(geometry), generated_size))[:32]
     dataset = read_or_discard(folder, _open_dataset)
