@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 COPY_KINDS = ("flipped", "recompressed", "resized", "recolored", "cropped")  # altered copies of a test image
+TEXT_COPY_KINDS = ("repunctuated", "misspelled", "shortened", "truncated", "extended", "swapped")  # of a test text
 LOCATION_KEYS = frozenset({"target", "source", "shifted", "weights", "after", "before", "manifest"})
 
 
@@ -155,8 +156,9 @@ class Rules:
         seed: the first seed of verdicts.
         tuning_seeds: number of seeds that candidates are compared on.
         keep_source: whether the skill on the source matters, so that its loss is judged.
-        max_duplicates: the allowed share of test images that have an altered copy; an identical copy is never allowed.
-        unsearched_copies: the kinds of copies, of :data:`COPY_KINDS`, that a PASS of ``data-leakage`` says nothing about.
+        max_duplicates: the allowed share of test examples that have an altered copy; an identical copy is never allowed.
+        unsearched_copies: the kinds of copies, of :data:`COPY_KINDS` or :data:`TEXT_COPY_KINDS`, that a PASS of
+            ``data-leakage`` says nothing about.
     """
 
     metric: str = "accuracy"
