@@ -17,6 +17,7 @@ from xferbench.core.record import Record
 from xferbench.core.run import Duplicate
 from xferbench.core.suite import COPY_KINDS
 from xferbench.core.transforms import Preprocessing
+from xferbench.core.trial import TrainingData
 from xferbench.data import altered_copies, leaks, synthetic
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation import leakage
@@ -103,7 +104,10 @@ def test_a_pretraining_set_is_searched_beside_the_training_images(leaky_dataset,
 @pytest.mark.parametrize("kind", [CopiedTestImages, AlteredTestImages])
 def test_injected_duplicates_replace_training_images_of_their_class(leaky_dataset, tmp_path, kind):
     dataset = datasets.load_dataset(make_data(leaky_dataset), RAW, None, tmp_path)
-    changed, test_indices, places = leakage.inject_duplicates(dataset, kind(share=0.2), 0)
+    injected = kind(share=0.2)
+    data = TrainingData(dataset=make_data(leaky_dataset), train_size=None, preprocessing=RAW, injected_duplicates=injected)
+    test_indices, places = leakage.choose_injected(dataset, injected, 0)
+    changed = leakage.inject_duplicates(dataset, data, 0)
     assert len(test_indices) == len(places) == len(set(places.tolist())) == 12
     assert np.array_equal(changed.train.labels, dataset.train.labels)
     assert np.array_equal(changed.train.labels[places], dataset.test.labels[test_indices])

@@ -63,17 +63,41 @@ def check_inputs(suite: Suite) -> None:
                 check_data(*split_spec(spec))
         except UserError as problem:
             raise problem.at(f"{suite.invocation.path}: [{role}] data: {problem.what}") from problem
-    manifest = suite.data.manifest
-    if manifest is not None and not Path(manifest).is_file():
-        state = "a folder" if Path(manifest).is_dir() else "no such file"
-        found = f"{manifest}: {state}"
-        raise UserError(f"{suite.invocation.path}: [source] manifest", found=found, expected="a file", do="check the path")
+    _check_manifest(suite)
     for key in ("after", "before"):
         if (path := getattr(suite.checkpoint, key)) is not None:
             _find_weights(suite, f"[checkpoint] {key}", path)
     if not suite.is_audit:
         _checkpoint_path(suite)
     digest_code(suite)
+
+
+def _check_manifest(suite: Suite) -> None:
+    """Raise a UserError if a suite names a manifest that is no file, or whose images would be compared with texts."""
+    manifest = suite.data.manifest
+    if manifest is not None and not Path(manifest).is_file():
+        state = "a folder" if Path(manifest).is_dir() else "no such file"
+        found = f"{manifest}: {state}"
+        raise UserError(f"{suite.invocation.path}: [source] manifest", found=found, expected="a file", do="check the path")
+    if manifest is not None and holds_texts(suite.data.target):
+        raise manifest_error(f"{suite.invocation.path}: [source] manifest")
+
+
+def holds_texts(spec: str) -> bool:
+    """Return whether the examples of a dataset are texts."""
+    kind, _, rest = spec.partition(":")
+    if kind == "datasets":
+        return saved_datasets.has_texts(Path(rest))
+    return kind in {"csv", "jsonl"} or (kind == "synthetic" and rest in language.SPEC_NAMES)
+
+
+def manifest_error(what: str) -> UserError:
+    """Return the error of a manifest for a target of texts.
+
+    There is no manifest of texts: whoever has the digests of a text's words can guess the text.
+    """
+    do = "name the texts themselves as [source] data"
+    return UserError(what, found="a manifest for a target of texts", expected="a target of images", do=do)
 
 
 def check_data(kind: str, location: str) -> None:

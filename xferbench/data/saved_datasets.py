@@ -83,6 +83,15 @@ def check_tables(path: Path) -> None:
     _common_schema(path, table_files(path))
 
 
+def has_texts(path: Path) -> bool:
+    """Return whether the examples of a saved dataset are texts. Its values are not read.
+
+    Raises:
+        UserError: If it is not a dataset of one label for each text or image.
+    """
+    return _common_schema(path, table_files(path))[1] is TEXT_COLUMNS
+
+
 def split_of(file: Path) -> str:
     """Return the name of the split of a file, from its own name or its folder's; "" if neither names one."""
     shard = SHARD.fullmatch(file.stem)

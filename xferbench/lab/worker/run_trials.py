@@ -133,7 +133,7 @@ def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Data
     if data.has_cue:
         dataset = shortcut_cue.correlate_with_class(dataset)
     if data.injected_duplicates:
-        dataset, _, _ = leakage.inject_duplicates(dataset, data.injected_duplicates, spec.seed)
+        dataset = leakage.inject_duplicates(dataset, data, spec.seed)
     shape = datasets.input_shape(dataset, data.preprocessing)
     head = initial_network.head if is_mlp_head(initial_network.head) else RANDOM_HEAD
     adapters = bottleneck_adapters.adapter_channels(spec.procedure.phases)
@@ -150,11 +150,11 @@ def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Data
 
 
 def _injected_test_indices(spec: TrainingSpec, cache: Path) -> np.ndarray | None:
-    """Return the test-set indices [k] of the images that were added to training on purpose, or None."""
+    """Return the test-set indices [k] of the examples that were added to training on purpose, or None."""
     if not spec.data.injected_duplicates:
         return None
     dataset = datasets.load_dataset(spec.data.dataset, spec.data.preprocessing, None, cache)
-    _, test_index, _ = leakage.inject_duplicates(dataset, spec.data.injected_duplicates, spec.seed)
+    test_index, _ = leakage.choose_injected(dataset, spec.data.injected_duplicates, spec.seed)
     return test_index
 
 
