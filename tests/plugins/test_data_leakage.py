@@ -159,7 +159,7 @@ def test_an_identical_copy_always_fails_and_altered_ones_unless_the_suite_allows
     assert inflation["verdict"] == "INFO"
     assert inflation["low"] <= inflation["harm"] <= inflation["high"]
     assert (
-        f"all test images − those without a copy: {100 * inflation['harm']:+.1f}" in by_id["data-leakage/identical"]["reason"]
+        f"all test examples − those without a copy: {100 * inflation['harm']:+.1f}" in by_id["data-leakage/identical"]["reason"]
     )
     copies = by_id["data-leakage/copies"]
     assert copies["verdict"] == ("FAIL" if allowed == 0 else "PASS")

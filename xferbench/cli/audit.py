@@ -84,7 +84,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", help="accuracy (default), balanced_accuracy, nll …")
     text = "smallest harm that matters, in the metric's unit (default: 0.02)"
     parser.add_argument("--margin", type=float, metavar="X", help=text)
-    text = "allowed share of test images that have a copy in training"
+    text = "allowed share of test examples that have a copy in training"
     parser.add_argument("--max-duplicates", type=float, metavar="SHARE", help=text)
     options.add_list(parser, "--checks", str, metavar="NAME", help="checks to run (default: all)")
     parser.add_argument("--limit", type=options.positive_int, metavar="N", help="use at most N test examples")

@@ -31,7 +31,7 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
 from xferbench.core.strategies import STRATEGIES
-from xferbench.core.suite import COPY_KINDS
+from xferbench.core.suite import COPY_KINDS, TEXT_COPY_KINDS
 from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Spectrogram, Tokens
 
 NAME = r"[a-z0-9][a-z0-9._-]*"
@@ -377,7 +377,9 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
             validation.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
         ),
         "unsearched_copies": validation.list_of(
-            validation.one_of(*COPY_KINDS), f"a list of {', '.join(COPY_KINDS)}", lambda _: True
+            validation.one_of(*COPY_KINDS, *TEXT_COPY_KINDS),
+            f"a list of {', '.join(COPY_KINDS)}; for texts, of {', '.join(TEXT_COPY_KINDS)}",
+            lambda _: True,
         ),
         "seed": WHOLE,
         "tuning_seeds": COUNT,

@@ -101,7 +101,7 @@ KEY_DESCRIPTIONS = {
     "checkpoint.scratch": "training time of a from-scratch baseline (default: no baseline)",
     "keep": "the network must keep its skill on the source, so that forgetting is judged",
     "manifest": "fingerprints of a pretraining set, written by `xferbench manifest`",
-    "max_duplicates": "allowed share of test images that have an altered copy in training; an identical copy is never allowed",
+    "max_duplicates": "allowed share of test examples with an altered copy in training; an identical copy is never allowed",
     "unsearched_copies": "kinds of copies that data-leakage need not find; its PASS says nothing about them",
     "scratch": "grid of the from-scratch baseline, in addition to the subject's own steps and rate",
     "scratch.lr": "learning rates",

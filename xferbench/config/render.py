@@ -146,7 +146,7 @@ def describe_pipeline(pipeline: Pipeline, recorded: InputTransform) -> str:
     parts += [f"served on {describe_preprocessing(serve, recorded)}"] if serve != train else []
     parts += [f"served in {pipeline.serving.mode} mode"] if pipeline.serving.mode != EVAL_MODE else []
     duplicates = pipeline.data.injected_duplicates
-    parts += [f"test images in training ({duplicates.describe()})"] if duplicates else []
+    parts += [f"test examples in training ({duplicates.describe()})"] if duplicates else []
     parts += [intervention.describe() for intervention in pipeline.data.interventions]
     parts += ["scored without copies"] if pipeline.evaluation_split == "unique" else []
     return "; ".join(parts)

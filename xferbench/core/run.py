@@ -223,14 +223,15 @@ class TrialRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duplicate:
-    """A test image with a copy; one row of ``duplicates.csv``.
+    """A test example with a copy; one row of ``duplicates.csv``.
 
     Attributes:
-        test: the file of the test image, or its place in the test set.
-        original: the file of the other image, or its place.
-        dataset: the set of the other image: ``train``, or a pretraining set.
-        kind: ``exact``, ``flipped``, ``near`` or ``cropped``.
-        similarity: cosine of the embeddings of both images; 1 for identical pixels.
+        test: the file of the test image or the line of the test text, or its place in the test set.
+        original: the file or line of the other example, or its place.
+        dataset: the set of the other example: ``train``, or a pretraining set.
+        kind: ``exact``, ``near``, for images also ``flipped`` or ``cropped``, for pairs of texts also ``swapped``.
+        similarity: cosine of the embeddings of two images, or weighted Jaccard index of the words of two texts; 1 for identical
+            examples.
     """
 
     test: str
@@ -297,7 +298,7 @@ class Run:
         notes: what is taken on trust or left out, and which selections lie at the edge of a grid.
         expected_false_alarms: a bound on the expected number of false alarms.
         samples: sample images of the datasets.
-        duplicates: the test images with a copy, if ``data-leakage`` was tested.
+        duplicates: the test examples with a copy, if ``data-leakage`` was tested.
         provenance: a :class:`Provenance`: ``environment``, ``plan``, ``preregistration``, ``evidence``, ``plugins``.
         gate: the comparison with an accepted run, or None.
         matrix: the rows, comparisons and claims of a suite with [matrix], whose ``cells`` and ``arms`` are empty; None for a

@@ -1,34 +1,36 @@
-"""Test images that the network has seen in training, or in pretraining.
+"""Test examples that the network has seen in training, or in pretraining.
 
 Symptom
     A test accuracy that is not reached in production.
 
 Cause
-    The same photograph under two names; frames of one video or images of one patient on both sides of a split; a test set that
-    was part of the pretraining data. Copies may be recompressed, resized, flipped or recolored.
+    One photograph or text under two names; frames of one video or texts of one author on both sides of a split; a test set that
+    was in the pretraining data. Images may be recompressed, resized, flipped or recolored; texts may be edited or cut.
 
 Remedy
     Split by group, remove the copies, and report the score without them.
 
 How it is judged
-    ``identical``: no test image is in training, in [source], or in the pretraining set whose manifest is given. ``copies``: at
-    most ``max_duplicates`` (1 %) of the test images have a copy there. Copies are found by digests, perceptual hashes and
-    embeddings of the images on the disk, flips and crops included; the threshold is calibrated on the data. A PASS needs a
-    recall of 50 % for each kind of altered copy that is not in ``unsearched_copies``, by the bound of Clopper and Pearson at
-    ``alpha``. It is measured on up to 100 of the test images for each kind: flipped and recompressed, recompressed (JPEG 50),
-    resized (×0.5), recolored (by up to 20 %), cropped (26/32 of each side). ``groups``: no group (patient, scene) is on both
-    sides; it is skipped without groups.
+    ``identical``: no test example is in training, in [source], or in the pretraining set whose manifest is given. Texts are
+    compared without case, punctuation and white space. ``copies``: at most ``max_duplicates`` (1 %) of the test examples have a
+    copy there. Copies of images are found by digests, perceptual hashes and embeddings, flips and crops included; copies of
+    texts by digests and words, and rare words count most. The threshold is calibrated on the data. A PASS needs a recall of
+    50 % for each kind of altered copy that is not in ``unsearched_copies``, by the bound of Clopper and Pearson at ``alpha``,
+    on up to 100 test examples: images flipped and recompressed, recompressed (JPEG 50), resized (×0.5), recolored (by up to
+    20 %) and cropped (26/32 of each side); texts repunctuated (in capitals, without punctuation), misspelled (an error in 60
+    characters), shortened (by a tenth of the words), truncated to three quarters, extended by a third, and swapped (both
+    halves, or the texts of a pair). ``groups``: no group (patient, scene, author) is on both sides; skipped without groups.
 
 How it is induced
-    ``copied``: copies of a tenth of the test images replace training images. ``altered``: the same, flipped and compressed
-    again.
+    ``copied``: copies of a tenth of the test examples replace training examples. ``altered``: the same, but images are flipped
+    and compressed again, and texts lack a tenth of their words.
 
 Also measured
-    ``inflation``: the metric on all test images minus that on those without a copy; the ``recall`` of the induced arms.
+    ``inflation``: the metric on all test examples minus that on those without a copy; the ``recall`` of the induced arms.
 
 References
-    Barz & Denzler 2020, Do we train on test data? (arXiv:1902.00423): copies of 3.3 and 10 % of the CIFAR-10 and CIFAR-100
-    tests; Radford et al. 2021 (arXiv:2103.00020), section 5: overlap with CLIP's data, median 2.2 %; imagenette issue 47.
+    Barz & Denzler 2020 (arXiv:1902.00423): copies of 3.3 and 10 % of the CIFAR-10 and CIFAR-100 tests; Radford et al. 2021
+    (arXiv:2103.00020): CLIP's data, median 2.2 %; Lee et al. 2022 (arXiv:2107.06499): copies in texts; imagenette issue 47.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from typing import TYPE_CHECKING
 
 from xferbench.analysis import intervals
 from xferbench.core.reason import Code, because
-from xferbench.core.suite import COPY_KINDS
+from xferbench.core.suite import COPY_KINDS, TEXT_COPY_KINDS
 from xferbench.plugin import (
     MeasureContext,
     Pipeline,
     Plugin,
-    Preprocessing,
     Profile,
+    Spectrogram,
     info,
     interventions,
     invariant,
@@ -58,14 +60,14 @@ if TYPE_CHECKING:
     from xferbench.core.reason import Reason
     from xferbench.core.suite import Rules
 
-INJECTED_SHARE = 0.1  # of the test images
+INJECTED_SHARE = 0.1  # of the test examples
 MIN_RECALL = 0.5  # of each kind of altered copy; the share of copies that is found is then at least half of the true share
 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
-    if not isinstance(pipeline.data.train_preprocessing, Preprocessing):
-        return "only images are searched for copies"
-    return "" if profile.data.train or pipeline.data.pretraining else "neither training images nor a pretraining set are given"
+    if isinstance(pipeline.data.train_preprocessing, Spectrogram):
+        return "only images and texts are searched for copies"
+    return "" if profile.data.train or pipeline.data.pretraining else "neither training data nor a pretraining set are given"
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
@@ -96,8 +98,7 @@ def groups(context: MeasureContext) -> dict[str, float]:
     """Return how many groups are on both sides of the split."""
     from xferbench.data import duplicates
 
-    dataset = context.trial.dataset
-    train, test = dataset.train.groups, dataset.test.groups
+    train, test = context.trial.dataset.train.groups, context.trial.dataset.test.groups
     return {"groups": float(len(duplicates.shared_groups(train, test))), "known": float(len(test) > 0)}
 
 
@@ -106,8 +107,8 @@ def why_no_pass(contrast: str, records_by_term: records.RecordsByTerm, rules: Ru
     scalars = _subject_scalars(contrast, records_by_term)
     if contrast == "groups":
         return None if scalars.get("known") else because(Code.NO_GROUPS)
-    low = []
-    for kind in COPY_KINDS if contrast == "copies" else ():
+    low, kinds = [], TEXT_COPY_KINDS if "test texts" in scalars else COPY_KINDS
+    for kind in kinds if contrast == "copies" else ():
         found, altered = (int(scalars.get(f"{name} {kind}", 0.0)) for name in ("found", "altered"))
         bound = intervals.proportion_lower_bound(found, altered, rules.alpha)
         if kind not in rules.unsearched_copies and not bound >= MIN_RECALL:
@@ -122,9 +123,10 @@ def explain(contrast: str, records_by_term: records.RecordsByTerm, _subject: Pip
         return f"groups on both sides: {scalars['groups']:g}" if scalars.get("groups") else ""
     searched = ", ".join(name.removeprefix("searched ") for name in scalars if name.startswith("searched "))
     counts = ", ".join(f"{count:g} {name}" for name, count in scalars.items() if " in " in name)
-    recalls = (f"{kind} {scalars.get(f'found {kind}', 0):g} of {scalars.get(f'altered {kind}', 0):g}" for kind in COPY_KINDS)
-    parts = [f"copies among {scalars.get('test images', 0):g} test images: {counts}"] * bool(counts)
-    parts += [f"searched: {searched}"] * bool(searched)
+    kinds = (name.removeprefix("found ") for name in scalars if name.startswith("found "))
+    recalls = (f"{kind} {scalars[f'found {kind}']:g} of {scalars.get(f'altered {kind}', 0):g}" for kind in kinds)
+    tested = "".join(f"{count:g} {name}" for name, count in scalars.items() if name.startswith("test "))
+    parts = [f"copies among {tested}: {counts}"] * bool(counts) + [f"searched: {searched}"] * bool(searched)
     parts += [f"found in a test of the search: {', '.join(recalls)} altered copies"] * (contrast == "copies")
     return "; ".join(parts)
 
@@ -137,18 +139,16 @@ def _subject_scalars(contrast: str, records_by_term: records.RecordsByTerm) -> M
 plugin = Plugin(
     id="data-leakage",
     version=2,
-    question="Has the network seen the test images before?",
+    question="Has the network seen the test examples before?",
     doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,
     contrasts=(
-        invariant("identical", "no test image is identical to a searched image", effect="inflation"),
-        invariant(
-            "copies", "at most the allowed share of test images has a copy", allowed="max_duplicates", effect="inflation"
-        ),
+        invariant("identical", "no test example is identical to a searched one", effect="inflation"),
+        invariant("copies", "no more test examples than allowed have a copy", allowed="max_duplicates", effect="inflation"),
         invariant("groups", "no group is in training and test", controlled=False),
-        info("inflation", ("subject", "whole"), ("cured", "test"), "all test images − those without a copy"),
+        info("inflation", ("subject", "whole"), ("cured", "test"), "all test examples − those without a copy"),
     ),
     measures={
         "identical": "xferbench.plugins.data_leakage:identical@1",

@@ -225,7 +225,7 @@ def matrix_csv(matrix: MatrixResult) -> str:
 
 
 def duplicates_csv(duplicates: Sequence[Duplicate]) -> str:
-    """Return ``duplicates.csv`` with one row for each test image and each set in which it has a copy."""
+    """Return ``duplicates.csv`` with one row for each test example and each set in which it has a copy."""
     return _format_csv([asdict(duplicate) for duplicate in duplicates], [field.name for field in fields(Duplicate)])
 
 

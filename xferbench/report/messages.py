@@ -69,7 +69,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.SEARCH_CUT: "the budget affords only a part of the search of {arm}, which may have missed a better one: raise it",
     Code.CHOSEN: "chosen among {count} candidates with a confidence of {confidence:.0%}",
     Code.DIVERGED: "{arm} diverged at {count} of {seeds} seeds",
-    Code.NO_GROUPS: "the data have no groups, so nothing shows whether a patient or a scene is on both sides",
+    Code.NO_GROUPS: "the data have no groups, so nothing shows whether a patient, a scene or an author is on both sides",
     Code.SUBJECT_DIVERGED: "the subject diverged at {count} of {seeds} seeds",
     Code.SAME_ANSWERS: "unchanged: the same trials gave the same results",
     Code.SAME_ZERO_HARM: f"the harm is exactly 0, as before: {CURE_CHANGES_NOTHING}",

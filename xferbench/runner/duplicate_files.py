@@ -1,4 +1,4 @@
-"""List the test images with a copy, with the files of both. Reads the datasets and the cache."""
+"""List the test examples with a copy, with the files or lines of both. Reads the datasets and the cache."""
 
 from __future__ import annotations
 

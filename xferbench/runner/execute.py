@@ -59,7 +59,7 @@ class StudyResult:
         workers: number of worker processes.
         seconds: wall time.
         samples: sample images of the datasets.
-        duplicates: the test images with a copy, if ``data-leakage`` was tested.
+        duplicates: the test examples with a copy, if ``data-leakage`` was tested.
         notes: sentences about missing sample images.
         followup: the failures of a finished network that remain after the largest one is cured.
     """

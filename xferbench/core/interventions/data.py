@@ -58,10 +58,10 @@ class ClassImbalance(DataIntervention):
 
 
 class InjectedDuplicates(Intervention):
-    """Test images in place of training images of the same class, to measure whether the search for duplicates finds them.
+    """Test examples in place of training examples of the same class, to measure whether the search for duplicates finds them.
 
     Attributes:
-        share: the share of the test images that is injected.
+        share: the share of the test examples that is injected.
     """
 
     __slots__ = ()
@@ -84,7 +84,7 @@ class CopiedTestImages(InjectedDuplicates):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlteredTestImages(InjectedDuplicates):
-    """Copies that are flipped and compressed again."""
+    """Altered copies: images are flipped and compressed again, and texts lack a tenth of their words."""
 
     spelling: ClassVar[str] = "altered"
     words: ClassVar[str] = "altered {share:g}"
