@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from xferbench.core.errors import UserError
-from xferbench.data import archives, columnar, fingerprints, inputs, saved_datasets, sources
+from xferbench.data import archives, columnar, fingerprints, inputs, leaks, saved_datasets, sources
 from xferbench.data.raw import TextExample
 
 NAMES = ["sad", "glad", "mad"]
@@ -38,8 +38,16 @@ def texts(count, labels=(0, 1, 2), **more):
 
 
 def png(value):
+    return encode(Image.new("RGB", (6, 4), (value, 0, 255 - value)))
+
+
+def noise_png(seed):
+    return encode(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)))
+
+
+def encode(image):
     stream = io.BytesIO()
-    Image.new("RGB", (6, 4), (value, 0, 255 - value)).save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -61,6 +69,23 @@ def test_the_hub_layout_of_texts_is_read_with_its_class_names(tmp_path):
     assert train.labels.tolist() == [0, 1, 2] * 3
     assert train.names[6] == "train-00001-of-00002.parquet: row 0"
     assert left_out == ()
+
+
+def test_copies_of_saved_texts_and_images_are_found_with_their_rows(tmp_path):
+    columns = texts(4) | {"text": ["A first text.", "Another one.", "The third sentence.", "Four words are here."]}
+    pictures = {"image": [{"bytes": noise_png(seed), "path": None} for seed in range(4)], "label": [0, 1, 0, 1]}
+    for kind, train, test in (
+        ("texts", columns, {"text": ["four words are here", "unknown"], "label": [1, 2]}),
+        ("images", pictures, {"image": [pictures["image"][3], {"bytes": noise_png(4), "path": None}], "label": [0, 1]}),
+    ):
+        for split, rows in (("train", train), ("test", test)):
+            save(tmp_path / kind / f"{split}-00000-of-00001.parquet", rows)
+        spec = f"datasets:{tmp_path / kind}"
+        assert inputs.holds_texts(spec) == (kind == "texts")
+        (found,) = leaks.list_duplicates(inputs.digest_data(spec), None, (), tmp_path / "cache")
+        assert (found.kind, found.similarity) == ("exact", 1.0)
+        assert found.test == "test-00000-of-00001.parquet: row 0"
+        assert found.original == "train-00000-of-00001.parquet: row 3"
 
 
 def test_splits_are_named_by_folders_too(tmp_path):

@@ -143,7 +143,7 @@ def read_texts(data: Data, split: str, test_size: int | None = None) -> list[Tex
     """
     texts = [example for example in sources.read_split(data, split, test_size).images if isinstance(example, TextExample)]
     if not texts:
-        do = "name a table of texts, csv:FILE or jsonl:FILE"
+        do = "name texts: csv:FILE, jsonl:FILE or datasets:DIR"
         raise UserError(f"{data.spec}: compared with texts", found="images", expected="texts", do=do)
     return texts
 
