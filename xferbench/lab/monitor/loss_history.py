@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from xferbench.lab.monitor import loss_alarms
+from xferbench.core import loss_alarms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class LossJump:
 
 
 class LossHistory:
-    """Stores what the heuristics of :mod:`xferbench.lab.monitor.loss_alarms` need.
+    """Stores what the heuristics of :mod:`xferbench.core.loss_alarms` need.
 
     Args:
         classes: the number of outputs of the head.
@@ -59,5 +59,5 @@ class LossHistory:
         return None
 
     def has_shocked(self, distance: float) -> bool:
-        """Return :func:`xferbench.lab.monitor.loss_alarms.has_head_shock` for the recorded losses."""
+        """Return :func:`xferbench.core.loss_alarms.has_head_shock` for the recorded losses."""
         return loss_alarms.has_head_shock(self._first_losses, self._classes, distance)

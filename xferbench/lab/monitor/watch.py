@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from xferbench.core import loss_alarms
 from xferbench.core.errors import UserError
 from xferbench.lab.models import backbones
-from xferbench.lab.monitor import checksums, diagnosis, events, layer_faults, loss_alarms
+from xferbench.lab.monitor import checksums, diagnosis, events, layer_faults
 from xferbench.lab.monitor.events import Event, TransferWarning
 from xferbench.lab.monitor.loss_history import LossHistory
 from xferbench.lab.monitor.tensor_tracker import TensorTracker
