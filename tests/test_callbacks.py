@@ -171,3 +171,110 @@ def test_the_logged_loss_is_recorded_if_the_model_returns_none(tmp_path):
     run.label_names = ["labels"]
     run.train()
     assert [step for step, _ in callback.watch._loss_history._losses] == [3, 6, 9, 12, 15, 18, 21, 24]
+
+
+TEXTS = [
+    "a fine small film",
+    "a dull film",
+    "not a fine film at all but a small one",
+    "dull and small",
+    "fine film",
+    "the film is dull",
+]
+
+
+def make_tokenizer(library):
+    """Return a fast tokenizer of whole words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = sorted({word for text in TEXTS for word in text.split()})
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[END]", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return library.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def make_text_model(library, kind, rows):
+    sizes = {"vocab_size": rows, "num_labels": 2, "pad_token_id": 0}
+    if kind == "gpt2":
+        config = library.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=2, eos_token_id=2, **sizes)
+        return library.GPT2ForSequenceClassification(config)
+    if kind == "distilbert":
+        return library.DistilBertForSequenceClassification(
+            library.DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=16, max_position_embeddings=32, **sizes)
+        )
+    encoder = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = library.BertConfig(max_position_embeddings=32, **encoder, **sizes)
+    model = library.BertForSequenceClassification(config)
+    if kind == "lora":
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
+    return model
+
+
+def train_on_texts(folder, kind, *, length=16, hide_mask=False, ids_above=0, **options):
+    """Train a small classifier of texts with the Trainer, and return the watch."""
+    library = pytest.importorskip("transformers", reason="needs the extra transformers")
+    pytest.importorskip("accelerate", reason="needs transformers[torch]")
+    from xferbench.callbacks.transformers import Watch
+
+    tokenizer = make_tokenizer(library)
+    encoded = tokenizer(TEXTS * 8, truncation=True, max_length=length)
+    rows = [
+        {"input_ids": [ids[0] + ids_above, *ids[1:]], "attention_mask": mask, "labels": number % 2}
+        for number, (ids, mask) in enumerate(zip(encoded["input_ids"], encoded["attention_mask"], strict=True))
+    ]
+    pad = library.DataCollatorWithPadding(tokenizer)
+
+    def collate(features):
+        batch = dict(pad(features))
+        if hide_mask:
+            del batch["attention_mask"]
+        return batch
+
+    torch.manual_seed(0)
+    callback = Watch(**options)
+    settings = library.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_steps=25,
+        logging_steps=5,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = library.Trainer(
+        model=make_text_model(library, kind, len(tokenizer)),
+        args=settings,
+        train_dataset=rows,
+        data_collator=collate,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    try:
+        trainer.train()
+    except IndexError:
+        assert ids_above, "an embedding has no row for an id"
+    return callback.watch
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2", "lora"])
+def test_a_sound_training_on_texts_with_transformers_has_no_events(tmp_path, kind):
+    watch = train_on_texts(tmp_path, kind, on_event="raise")
+    assert (watch.steps, watch.events) == (25, [])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ({"hide_mask": True}, ("padding-visible", "input_ids", 1)),
+        ({"length": 2}, ("texts-cut", "input_ids", 3)),
+        ({"ids_above": 100}, ("id-outside", "bert.embeddings.word_embeddings.weight", 1)),
+    ],
+)
+def test_a_faulty_training_on_texts_with_transformers_is_reported(tmp_path, fault, expected):
+    (event,) = train_on_texts(tmp_path, "bert", on_event="collect", **fault).events
+    assert (event.kind, event.tensor, event.step) == expected

@@ -103,6 +103,7 @@ def watch(
     recipe: "Recipe | Phase | Mapping[str, Any] | None" = None,
     head: str = "",
     shape: "Any" = None,
+    max_length: int | None = None,
     every: int = 10,
     on_event: str = "warn",
 ) -> "Watch":
@@ -124,7 +125,8 @@ def watch(
 
     At steps 1, 2, 3 and 10, then at every ``every`` steps, and at the exit, the watch compares up to 64 values of each tensor
     with their earlier values. If the version counter of a frozen tensor rises, the watch checks that tensor in the same step.
-    At the exit it compares every bit of the frozen tensors.
+    At the exit it compares every bit of the frozen tensors. In the first three steps it also reads the arguments of networks
+    that take ``input_ids``.
 
     Args:
         model: a torch.nn.Module. The watch looks inside the wrappers of torch.compile and DistributedDataParallel.
@@ -135,8 +137,11 @@ def watch(
             ``requires_grad`` says what is trained, also if it changes later.
         head: the dotted name of the module that is the head. By default, the last registered Linear or Conv2d.
         shape: the shape of one input, for example (3, 224, 224). It is needed if ``trainable`` is ``top:N``.
+        max_length: the number of tokens at which your tokenizer cuts a text. Without it, the watch notices cut texts only if
+            they fill all positions of the network.
         every: the number of steps between two checks of all tensors.
-        on_event: ``warn``, ``raise`` (a TransferWarning, raised by ``optimizer.step()``) or ``collect``.
+        on_event: ``warn``, ``raise`` (a TransferWarning, raised by ``optimizer.step()``, or by the model for a fault of its
+            inputs) or ``collect``.
 
     Raises:
         xferbench.core.errors.UserError: if an input is not usable.
@@ -156,6 +161,7 @@ def watch(
         pretrained=None if expected is None else expected.init == PRETRAINED,
         head=head,
         shape=shape,
+        max_length=max_length,
         every=every,
         on_event=on_event,
     )

@@ -24,7 +24,8 @@ class Watch(TrainerCallback):
     until the next training removes them.
 
     Args:
-        options: the keyword arguments of :func:`xferbench.watch`.
+        options: the keyword arguments of :func:`xferbench.watch`. By default, ``max_length`` is the length at which the
+            tokenizer of the Trainer (``processing_class``) last cut a text.
 
     Attributes:
         watch: the monitor of the last training, with its ``events`` and ``report()``.
@@ -37,11 +38,12 @@ class Watch(TrainerCallback):
         self._losses: list[Any] = []
         self._model_returns_loss = False
 
-    def on_train_begin(self, _args: Any, _state: Any, _control: Any, *, model: Any, optimizer: Any, **_: Any) -> None:
+    def on_train_begin(self, _args: Any, _state: Any, _control: Any, *, model: Any, optimizer: Any, **more: Any) -> None:
         """Start the monitor. The optimizer exists by now, and a checkpoint has been loaded."""
         self._hooks.close()
         self._losses, self._model_returns_loss = [], False
-        self.watch = xferbench.watch(model, optimizer, **self.options)
+        tokenizer = more.get("processing_class", more.get("tokenizer"))  # the second is its name up to transformers 4.45
+        self.watch = xferbench.watch(model, optimizer, **{"max_length": truncation_length(tokenizer), **self.options})
         self._hooks.enter_context(self.watch)
         self._hooks.callback(model.register_forward_hook(self._store_loss).remove)
 
@@ -65,3 +67,10 @@ class Watch(TrainerCallback):
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Run the last check, and remove the hooks of the optimizer and of the model."""
         self._hooks.close()
+
+
+def truncation_length(tokenizer: Any) -> int | None:
+    """Return the number of tokens at which a fast tokenizer cut the last texts that it processed, or None."""
+    truncation = getattr(getattr(tokenizer, "backend_tokenizer", None), "truncation", None)
+    length = truncation.get("max_length") if isinstance(truncation, dict) else None
+    return length if type(length) is int and length > 0 else None

@@ -142,3 +142,49 @@ def _explain_flag(module: str) -> Message:
         return "it should train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
     cause = f"{module}.requires_grad = True sets an attribute of the module; the flag of the tensor itself is still False"
     return cause, f"call {module}.requires_grad_(True) before the first step"
+
+
+def explain_visible_padding(count: int, total: int, *, has_mask: bool) -> Message:
+    """Explain that the attention sees padding.
+
+    Args:
+        count: the number of visible padding tokens of a batch.
+        total: the number of its tokens.
+        has_mask: whether the model received an attention mask.
+    """
+    missing = "its attention mask is 1 there" if has_mask else "the model received no attention_mask"
+    cause = f"{count} of the {total} tokens of a batch are padding that other tokens see: {missing}"
+    return cause, "pass the attention_mask of the tokenizer to the model, in training and in serving"
+
+
+def explain_ignored_labels(count: int) -> Message:
+    """Explain that the loss uses no label.
+
+    Args:
+        count: the number of labels.
+    """
+    cause = f"all {count} labels so far are -100, which the loss ignores: nothing is learned from them"
+    return cause, "check the column of labels, and how the collator masks prompts and truncates texts"
+
+
+def explain_cut_texts(count: int, limit: int) -> Message:
+    """Explain that every text has the longest possible length.
+
+    Args:
+        count: the number of texts.
+        limit: that length in tokens.
+    """
+    cause = f"all {count} texts so far fill {limit} tokens, the most that are possible, so their ends seem to be cut off"
+    return cause, "raise max_length, split the texts, or choose which part of a text is kept (truncation_side)"
+
+
+def explain_id_outside(value: int, rows: int) -> Message:
+    """Explain that an embedding has no row for an id.
+
+    Args:
+        value: the id.
+        rows: the number of rows of the embedding.
+    """
+    cause = f"it is looked up at {value}, but has {rows} rows"
+    do = "use the tokenizer of this network; after adding tokens call resize_token_embeddings(len(tokenizer)); for positions, "
+    return cause, f"{do}truncate texts to {rows} tokens"

@@ -18,6 +18,10 @@ EVENT_KINDS = (
     "head-shock",
     "loss-jump",
     "non-finite",
+    "padding-visible",
+    "labels-ignored",
+    "texts-cut",
+    "id-outside",
 )
 EVENT_ACTIONS = ("warn", "raise", "collect")
 
@@ -45,6 +49,15 @@ class Event:
     - ``batchnorm-momentum``: running statistics that should follow the batches have a momentum of 0, so that they never
       change, or of 0.9 and more, so that they are those of the last batch.
     - ``non-finite``: a loss, a value or a gradient is NaN or infinite.
+
+    These facts are seen in the first three steps of networks that take ``input_ids``:
+
+    - ``padding-visible``: the attention sees padding, because ``attention_mask`` is missing or is 1 there. Padding is two or
+      more ids ``pad_token_id`` of the network's configuration at an end of a text. A decoder does not see padding that follows.
+    - ``labels-ignored``: all labels are -100; those of tokens are -100 in all three steps.
+    - ``texts-cut``: each of at least 16 labelled texts has exactly ``max_length`` tokens, or as many as the network has
+      positions.
+    - ``id-outside``: an embedding is looked up at an id for which it has no row.
 
     Two kinds are heuristics. They need ``watch.step(loss)``, and they stay silent in doubtful cases:
 

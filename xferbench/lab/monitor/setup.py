@@ -29,6 +29,7 @@ def make_watch(
     pretrained: bool | None,
     head: str,
     shape: Shape | int | None,
+    max_length: int | None,
     every: int,
     on_event: str,
 ) -> Watch:
@@ -41,6 +42,8 @@ def make_watch(
         raise UserError("watch: on_event", found=repr(on_event), expected=suggest(str(on_event), events.EVENT_ACTIONS))
     if type(every) is not int or every < 1:
         raise UserError("watch: every", found=repr(every), expected="a whole number of steps, 1 or more")
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise UserError("watch: max_length", found=repr(max_length), expected="a whole number of tokens, 1 or more, or None")
     if not isinstance(model, nn.Module):
         raise UserError("watch: model", found=f"a {type(model).__name__}", expected="a torch.nn.Module")
     inner_optimizers = tuple(_unwrap_optimizer(optimizer) for optimizer in optimizers)
@@ -55,6 +58,7 @@ def make_watch(
         head=head_name,
         classes=int(getattr(layer, "out_features", getattr(layer, "out_channels", 0))),
         pretrained=user_model.is_pretrained(network, head_name) if pretrained is None else pretrained,
+        max_length=max_length,
         every=every,
         on_event=on_event,
     )

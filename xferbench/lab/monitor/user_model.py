@@ -73,6 +73,16 @@ def find_head(model: nn.Module, name: str = "") -> str:
     return name or (outputs[-1] if outputs else "")
 
 
+def is_in_pooler(model: nn.Module, name: str) -> bool:
+    """Check whether a tensor belongs to the pooler of an encoder of transformers, by its name.
+
+    Such an encoder has a pooler by default, and many networks use only its hidden states.
+    """
+    owner, layer, _ = f".{name}".partition(".pooler.")
+    module = named_modules(model).get(owner.removeprefix("."))
+    return bool(layer) and hasattr(getattr(module, "config", None), "model_type")
+
+
 def is_pretrained(model: nn.Module, head_name: str) -> bool:
     """Check whether any normalization layer of the backbone differs from its initial state, as in a pretrained network."""
     norms = [

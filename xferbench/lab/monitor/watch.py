@@ -15,10 +15,11 @@ from torch import Tensor
 from xferbench.core import loss_alarms
 from xferbench.core.errors import UserError
 from xferbench.lab.models import backbones
-from xferbench.lab.monitor import checksums, diagnosis, events, layer_faults
+from xferbench.lab.monitor import checksums, diagnosis, events, layer_faults, user_model
 from xferbench.lab.monitor.events import Event, TransferWarning
 from xferbench.lab.monitor.loss_history import LossHistory
 from xferbench.lab.monitor.tensor_tracker import TensorTracker
+from xferbench.lab.monitor.text_inputs import TextInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class Watch:
         head: str,
         classes: int,
         pretrained: bool,
+        max_length: int | None,
         every: int,
         on_event: str,
     ) -> None:
@@ -57,7 +59,7 @@ class Watch:
         self.steps = 0
         self._model, self._optimizers, self._expected = model, optimizers, expected
         self._head, self._classes, self._pretrained = head, classes, pretrained
-        self._every, self._on_event = every, on_event
+        self._max_length, self._every, self._on_event = max_length, every, on_event
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
@@ -72,6 +74,9 @@ class Watch:
         self._body: tuple[str, ...] = ()  # backbone tensors that train from the first step on
         with torch.no_grad():
             self._tracker = TensorTracker(self._model, self._optimizers, self._expected)
+        self._texts = TextInputs(report=self._report_batch, max_length=self._max_length)
+        self._hooks.callback(self._texts.hooks.close)
+        self._texts.attach(self._model)
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
@@ -112,6 +117,7 @@ class Watch:
         with torch.no_grad():
             self._written_between_steps |= self._tracker.find_written()
             self._note_unfrozen(self._tracker.update_expectations(self.steps))
+        self._check_texts()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
         overflow = getattr(optimizer, "found_inf", None)  # a GradScaler lets a fused optimizer skip the step itself
@@ -205,6 +211,19 @@ class Watch:
             messages[(values or buffers)[0]] = diagnosis.explain_buffer(is_training=is_training, has_counted=has_counted)
         return messages
 
+    def _check_texts(self) -> None:
+        """Report what the batches of texts of the first steps show together, and stop to read batches afterwards."""
+        if self.steps <= EARLY_STEPS and (message := self._texts.explain_labels(is_last_step=self.steps == EARLY_STEPS)):
+            self._report("labels-ignored", ["labels"], message)
+        if self.steps == EARLY_STEPS and (message := self._texts.explain_lengths()):
+            self._report("texts-cut", ["input_ids"], message)
+        if self.steps >= EARLY_STEPS:
+            self._texts.hooks.close()
+
+    def _report_batch(self, kind: str, name: str, message: diagnosis.Message) -> None:
+        """Report a fault of a batch before the step that uses it."""
+        self._report(kind, [name], message, step=self.steps + 1)
+
     def _check_values(self, sample: checksums.TensorSample) -> None:
         """Report tensors with values that are not finite."""
         broken = checksums.non_finite_tensors(sample)
@@ -260,6 +279,10 @@ class Watch:
         all_wait = len(states) == len(self._tracker.trainable) and not any(state.lr for state in states.values())
         if self._tracker.by_flag or all_wait:
             states = {name: state for name, state in states.items() if state.lr or not state.requires_grad}
+        if self._tracker.by_flag:
+            unused = {name for name, state in states.items() if state.gradient_norm is None}
+            poolers = {name for name in unused if user_model.is_in_pooler(self._model, name)}
+            states = {name: state for name, state in states.items() if name not in poolers}
         messages = {name: diagnosis.explain_still(state) for name, state in states.items()}
         self._report_each("never-moved", {name: message for name, message in messages.items() if message})
 
