@@ -21,7 +21,7 @@ class Watch(TrainerCallback):
 
     The loss of a step is the mean of the ``loss`` that the model returns for its batches. If the model returns none, it is the
     loss that the Trainer logs. The Trainer does not inform callbacks of an exception, so the hooks then stay on the optimizer
-    until the next training removes them.
+    and on the model until the next training removes them.
 
     Args:
         options: the keyword arguments of :func:`xferbench.watch`. By default, ``max_length`` is the length at which the
