@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from xferbench.core.json_shape import check_shape, read_json
@@ -51,3 +53,10 @@ def test_a_key_without_a_question_mark_is_required():
 def test_text_that_is_no_plain_json_is_a_value_error(data):
     with pytest.raises(ValueError):
         read_json(data, object)
+
+
+def test_constants_of_other_programs_are_read_only_if_they_are_allowed():
+    value = read_json(b'{"a": [NaN, -Infinity]}', {"a": [object]}, allow_constants=True)
+    assert math.isnan(value["a"][0]) and value["a"][1] == -math.inf
+    with pytest.raises(ValueError, match=r"a\[0\]: nan, expected float"):
+        read_json(b'{"a": [NaN]}', {"a": [float]}, allow_constants=True)

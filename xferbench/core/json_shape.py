@@ -22,14 +22,20 @@ MAX_INTEGER = 2**63
 OPTIONAL = "?"
 
 
-def read_json(data: bytes, shape: Shape) -> Any:
+def read_json(data: bytes, shape: Shape, *, allow_constants: bool = False) -> Any:
     """Return the value of JSON in UTF-8, after :func:`check_shape`.
+
+    Args:
+        data: the content of a file.
+        shape: the shape, as this module describes it.
+        allow_constants: whether the file may contain NaN and Infinity, as those of other programs do. They fit only the shape
+            ``object``.
 
     Raises:
         ValueError: if it is not JSON, contains NaN, is nested too deeply, or has another shape.
     """
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = json.loads(data, parse_constant=None if allow_constants else _refuse_constant)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
     check_shape(value, shape)
