@@ -38,6 +38,7 @@ audit     suite; --arch; --after; --before; --data; --source; --keep-source; --s
 gate      suite; --baseline; --candidate; --accept; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed;
           --budget; --set; --allow-code; --fail-on fail|inconclusive; --format text|json
 compare   first; second; -o --output
+watch-log log; --classes; --majority; --format text|json
 ls        --format text|json; -v --verbose
 explain   plugin
 validate  suites; --store; --set; --allow-code; --no-files; --freeze; --force
@@ -122,7 +123,7 @@ def test_help_and_version_exit_with_0(capsys):
     for arguments in (
         ["--help"],
         ["--version"],
-        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "merge", "doctor")),
+        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "merge", "doctor", "watch-log")),
     ):
         with pytest.raises(SystemExit) as error:
             main.main(arguments)

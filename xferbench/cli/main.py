@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from xferbench.analysis import exit_code
-from xferbench.cli import audit, compare, doctor, explain, gate, init, ls, manifest, merge, report, run, validate
+from xferbench.cli import audit, compare, doctor, explain, gate, init, ls, manifest, merge, report, run, validate, watch_log
 from xferbench.cli.exit_status import discard_output, exit_status, interrupt_on_termination, tolerate_broken_pipe
 from xferbench.core.errors import suggest
 from xferbench.core.guarded_output import guard_output
@@ -23,7 +23,21 @@ from xferbench.core.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (run, audit, gate, compare, ls, explain, validate, report, init, manifest, merge, doctor)  # in the order of --help
+COMMANDS = (
+    run,
+    audit,
+    gate,
+    compare,
+    watch_log,
+    ls,
+    explain,
+    validate,
+    report,
+    init,
+    manifest,
+    merge,
+    doctor,
+)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,11 +76,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+class CommandHelp(argparse.HelpFormatter):
+    """Help whose first column fits the longest command, which argparse measures without its indentation."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Measure the names of an action."""
+        super().add_argument(action)
+        if isinstance(action.choices, dict):
+            longest = max(map(len, action.choices), default=0)
+            self._action_max_length = max(self._action_max_length, longest + 2 * self._indent_increment)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; a test pins its surface."""
     parser = argparse.ArgumentParser(
         prog="xferbench",
         description="Find out by experiment how transfer learning fails in your pipeline.",
+        formatter_class=CommandHelp,
         allow_abbrev=False,  # an abbreviation may become ambiguous with a new option
     )
     parser.add_argument("--version", action="version", version=f"xferbench {__version__}")
