@@ -46,6 +46,7 @@ BENCHMARKS = {
     "copies": "The search for copies of images",
     "text-copies": "The search for copies of texts",
     "watch": "The cost of the watch",
+    "logs": "Faults in the logs of trainings",
     "gate": "Error rates of the gate",
     "strategies": "Strategies over twelve tasks",
     "claims": "Claims of tutorials",
