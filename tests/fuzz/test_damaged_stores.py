@@ -110,10 +110,10 @@ def findings_or_error(suite, folder):
 
 
 @pytest.mark.parametrize("damage", [flip_bits, overwrite_page, cut_store, change_digit, change_by_sql, cut_cache])
-def test_a_damaged_store_changes_no_finding(expected, sound, suite, tmp_path, fuzz_factor, fuzz_rng, damage):
+def test_a_damaged_store_changes_no_finding(expected, sound, suite, tmp_path, fuzz_factor, fuzz_rng, damage, record_property):
     if fuzz_factor == 1 and damage is not change_digit:
         pytest.skip("a run on each damaged store takes seconds: run with --fuzz 100; tests/runner/test_store.py has the kinds")
-    count = max(CASES, 35 * fuzz_factor // 100)
+    count, refused = max(CASES, 35 * fuzz_factor // 100), 0
     for number in range(count):
         folder = tmp_path / str(number)
         shutil.copytree(sound, folder)
@@ -123,4 +123,7 @@ def test_a_damaged_store_changes_no_finding(expected, sound, suite, tmp_path, fu
             f"{number}: {error}"
         )
         assert error is not None or findings == expected, number
+        refused += error is not None
         shutil.rmtree(folder)
+    record_property("inputs", count)
+    record_property("refused", refused)

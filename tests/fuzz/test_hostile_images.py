@@ -168,34 +168,42 @@ def decode_file(file):
     return reason
 
 
-def test_every_construction_is_decoded_or_has_a_reason(tmp_path, fuzz_factor):
+def test_every_construction_is_decoded_or_has_a_reason(tmp_path, fuzz_factor, record_property):
     files = constructions()
     assert len(files) > 100
     names = list(files) if fuzz_factor >= 100 else list(files)[:: max(1, 4 // fuzz_factor)]
+    refused = 0
     for name in names:
         (tmp_path / "x.png").write_bytes(files[name])
         reason = run_limited(decode_file, tmp_path / "x.png")
+        refused += bool(reason)
         assert not (name.startswith("good-") and reason), (name, reason)
         assert reason or not name.startswith(("foreign-", "cut-1-")), name
     assert not (tmp_path / "PWNED").exists()
+    record_property("inputs", len(names))
+    record_property("refused", refused)
 
 
 def decode_flips(file, content, seeds):
+    """Decode an image with damaged bytes for each seed. Return as text how many are refused."""
+    refused = 0
     for seed in seeds:
         rng = np.random.default_rng(seed)
         damaged = bytearray(content)
         for place in rng.integers(len(content) // (1 + 7 * int(seed % 2)), size=rng.integers(1, 9)):
             damaged[place] = rng.integers(256)
         file.write_bytes(damaged)
-        decode_file(file)
-    return ""
+        refused += bool(decode_file(file))
+    return str(refused)
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_flipped_bytes_never_end_the_process(name, tmp_path, fuzz_factor, fuzz_rng):
+def test_flipped_bytes_never_end_the_process(name, tmp_path, fuzz_factor, fuzz_rng, record_property):
     seeds = [fuzz_rng.randrange(2**32) for _ in range(5 * fuzz_factor)]
-    for start in range(0, len(seeds), 50):
-        run_limited(decode_flips, tmp_path / "x.png", GOOD[name], seeds[start : start + 50])
+    parts = [seeds[start : start + 50] for start in range(0, len(seeds), 50)]
+    refused = sum(int(run_limited(decode_flips, tmp_path / "x.png", GOOD[name], part)) for part in parts)
+    record_property("inputs", len(seeds))
+    record_property("refused", refused)
 
 
 @pytest.mark.parametrize("name", ["text-bomb", "profile-bomb", "international-bomb"])

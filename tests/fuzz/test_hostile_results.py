@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 from factory import make_comparison, make_run
+from limits import memory_limit, time_limit
 from mutation import mutate_bytes, mutate_value
 
 from xferbench.analysis import compare, compatibility
@@ -213,30 +214,36 @@ def test_the_originals_can_be_read(run, originals, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "accepted"])
-def test_changed_result_files_give_a_result_or_one_clear_error(kind, originals, tmp_path, fuzz_rng, fuzz_factor, monkeypatch):
+def test_changed_result_files_give_a_result_or_one_clear_error(
+    kind, originals, tmp_path, fuzz_rng, fuzz_factor, monkeypatch, record_property
+):
     monkeypatch.chdir(tmp_path)
     contents, accepted = originals
     (tmp_path / "good.json").write_bytes(accepted)
     good = baseline.read_baseline(tmp_path / "good.json")
     errors, crashes = [""], []
-    for number in range(CASES * fuzz_factor):
-        for name in (*JSON_FILES, *ARRAY_FILES):
-            (tmp_path / name).write_bytes(contents[name])
-        path = tmp_path / "results.json"
-        if kind == "folder":
-            change_folder(tmp_path, fuzz_rng)
-        else:
-            path = tmp_path / "accepted.json"
-            path.write_bytes(change_accepted(accepted, fuzz_rng))
-        try:
-            changed = baseline.read_baseline(path)
-            compare_runs(good, changed)
-            if kind == "folder":  # an accepted run has no report
-                show_run(changed, page=number % CASES == 0)
-        except UserError as error:
-            errors.append(str(error))
-        except Exception:  # noqa: BLE001 - any other exception is what the test looks for
-            crashes.append(traceback.format_exc(limit=-4))
+    with memory_limit():
+        for number in range(CASES * fuzz_factor):
+            for name in (*JSON_FILES, *ARRAY_FILES):
+                (tmp_path / name).write_bytes(contents[name])
+            path = tmp_path / "results.json"
+            if kind == "folder":
+                change_folder(tmp_path, fuzz_rng)
+            else:
+                path = tmp_path / "accepted.json"
+                path.write_bytes(change_accepted(accepted, fuzz_rng))
+            try:
+                with time_limit():
+                    changed = baseline.read_baseline(path)
+                    compare_runs(good, changed)
+                    if kind == "folder":  # an accepted run has no report
+                        show_run(changed, page=number % CASES == 0)
+            except UserError as error:
+                errors.append(str(error))
+            except Exception:  # noqa: BLE001 - any other exception is what the test looks for
+                crashes.append(traceback.format_exc(limit=-4))
+    record_property("inputs", CASES * fuzz_factor)
+    record_property("refused", len(errors) - 1)
     assert not crashes, f"{len(crashes)} crashes, the first:\n{crashes[0]}"
     assert max(map(len, errors)) < 3000
     assert not (tmp_path / "executed").exists()

@@ -294,18 +294,21 @@ def is_clear(answer):
 pytestmark = pytest.mark.skipif(not MEMORY_FILE.exists(), reason="limits the memory of a process as Linux does")
 
 
-def test_hostile_files_are_read_or_refused(tmp_path, fuzz_factor, fuzz_rng):
+def test_hostile_files_are_read_or_refused(tmp_path, fuzz_factor, fuzz_rng, record_property):
     mark, path = tmp_path / "mark", tmp_path / "weights.pth"
     contents = cases(mark)
     assert len(contents) >= MIN_FUZZ_CASES
     chosen = sorted(contents) if fuzz_factor > 1 else fuzz_rng.sample(sorted(contents), DEFAULT_CASES)
-    wrong = {}
+    wrong, read = {}, 0
     for name in chosen:
         path.write_bytes(contents[name]())
         answer = outcome(path)
         if not is_clear(answer) or mark.exists():
             wrong[name] = "it ran" if mark.exists() else answer
             mark.unlink(missing_ok=True)
+        read += answer == "read"
+    record_property("inputs", len(chosen))
+    record_property("refused", len(chosen) - read)
     assert not wrong
 
 
@@ -315,11 +318,11 @@ def test_the_calls_of_the_hostile_files_work(tmp_path):
     assert mark.exists(), "a file that cannot run shows nothing"
 
 
-def test_flipped_bytes_of_good_files_are_read_or_refused(tmp_path, fuzz_factor, fuzz_rng):
+def test_flipped_bytes_of_good_files_are_read_or_refused(tmp_path, fuzz_factor, fuzz_rng, record_property):
     path = tmp_path / "weights.pth"
     good = [torch_file({"model": WEIGHTS}), torch_file(WEIGHTS, zipped=False), safetensors({"w": ENTRY})]
-    wrong = []
-    for _ in range(10 * min(fuzz_factor, 30)):
+    wrong, count, read = [], 10 * min(fuzz_factor, 30), 0
+    for _ in range(count):
         content = bytearray(fuzz_rng.choice(good))
         for _ in range(fuzz_rng.choice((1, 1, 4, 40))):
             content[fuzz_rng.randrange(len(content))] = fuzz_rng.randrange(256)
@@ -327,6 +330,9 @@ def test_flipped_bytes_of_good_files_are_read_or_refused(tmp_path, fuzz_factor, 
         answer = outcome(path)
         if not is_clear(answer):
             wrong.append((bytes(content), answer))
+        read += answer == "read"
+    record_property("inputs", count)
+    record_property("refused", count - read)
     assert not wrong
 
 

@@ -77,9 +77,9 @@ def undisturbed(tmp_path_factory):
     return folder, expected, time.monotonic() - begin
 
 
-def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tmp_path, fuzz_factor, fuzz_rng):
-    folder, expected, seconds = undisturbed
-    for number in range(max(KILLS, fuzz_factor)):
+def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tmp_path, fuzz_factor, fuzz_rng, record_property):
+    (folder, expected, seconds), kills, resumed_runs = undisturbed, max(KILLS, fuzz_factor), 0
+    for number in range(kills):
         process = start(folder, tmp_path / "out")
         time.sleep(fuzz_rng.uniform(0.1, 1.0) * seconds)
         target, how = fuzz_rng.choice(["parent", "worker", "all"]), fuzz_rng.choice(SIGNALS)
@@ -98,10 +98,13 @@ def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tmp_path, fuzz_facto
         while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < end:
             time.sleep(0.1)
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "a worker outlives its caller"
-        if fuzz_rng.random() < 0.3 or number == max(KILLS, fuzz_factor) - 1:
+        if fuzz_rng.random() < 0.3 or number == kills - 1:
             _, err = (resumed := start(folder, tmp_path / "out")).communicate(timeout=600)
             assert resumed.returncode in {0, 1}, (number, target, how, err)
             assert results(tmp_path / "out") == expected, (number, target, how)
+            resumed_runs += 1
             shutil.rmtree(tmp_path / "out")
             shutil.rmtree(folder / "store.sqlite.cache")
             (folder / "store.sqlite").unlink()
+    record_property("inputs", kills)
+    record_property("resumed", resumed_runs)
