@@ -393,15 +393,25 @@ def test_the_explanation_says_if_the_other_half_contradicts_the_screened_half():
         FINISHED, serving=replace(FINISHED.serving, preprocessing=replace(FINISHED.serving.preprocessing, channels="bgr"))
     )
 
-    def explain(subject, cured):
+    def explain(subject, cured, unfitted_gain=0.0):
+        accuracies = {
+            ("subject", "bias-fitted"): subject,
+            ("cured", "bias-fitted"): cured,
+            ("subject", "test"): subject - 0.1,
+            ("cured", "test"): cured - 0.1 + unfitted_gain,
+        }
         records = {
-            (arm, "bias-fitted", 0): fake_lab.Record(key=arm, predictions=fake_lab.fake_predictions(accuracy, 0))
-            for arm, accuracy in {"subject": subject, "cured": cured}.items()
+            (arm, view, 0): fake_lab.Record(key=arm + view, predictions=fake_lab.fake_predictions(accuracy, 0))
+            for (arm, view), accuracy in accuracies.items()
         }
         return preprocessing_mismatch.explain("harm", records, FINISHED, cured_pipeline)
 
     assert explain(0.5, 0.9).startswith("the screened half prefers images with channels")
     assert "and the other half does not" in explain(0.9, 0.5)
+    assert "without fitted biases" not in explain(0.5, 0.9)
+    unfitted = explain(0.8, 0.8, unfitted_gain=0.1)
+    assert unfitted.endswith("so this form or other biases would gain that much")
+    assert "the other half does not" in unfitted and "without fitted biases it has 8" in unfitted
     assert not preprocessing_mismatch.explain("harm", {}, FINISHED, FINISHED)
 
 

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 FITTED_VIEW = "bias-fitted"
+UNFITTED_GAIN = 0.02  # accuracy; below it, what fitted biases change is not worth a sentence
 
 
 def in_forms(pipeline: Pipeline, train: InputTransform, serve: InputTransform) -> Pipeline:
@@ -129,8 +130,7 @@ How it is judged
     which the bias decides. The confidence is the share of resamples of the screened images in which the selected form is the
     best.
 
-    Texts: the other case, special tokens that are missing or doubled, no mask, and the other sides of padding and truncation
-    are tried, each alone.
+    Texts: another case, missing or doubled special tokens, no mask, other sides of padding and truncation: each is tried alone.
 
 How it is induced
     ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and if images are resized ``nearest``. For texts, the variants of the
@@ -162,13 +162,10 @@ def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
 
 
 def refine_form(pipeline: Pipeline, profile: Profile) -> tuple[Pipeline, ...]:
-    """Return the pipeline with other geometries of its served images, and with other values if they are decoded otherwise.
-
-    Each setting of a text is tried alone: many of them change so few answers that a second round would only follow chance.
-    """
+    """Return the pipeline with other geometries of its served images, and with other values if they are decoded otherwise."""
     served = pipeline.serving.preprocessing
     if isinstance(served, Tokens):
-        return ()
+        return ()  # many settings of texts change so few answers that a second round would only follow chance
     assert isinstance(served, Preprocessing)
     forms = [*geometry_forms(served, profile.model), *decoded_forms(served, profile.data)]
     forms += value_forms(served) if (served.orientation, served.bits) != AS_STORED else ()
@@ -181,13 +178,19 @@ def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
 
 
 def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
-    """Return the form that the screened half prefers, and whether the other half agrees."""
+    """Return the form that the screened half prefers, whether the other half agrees, and what it gains without biases."""
     if subject == cured:
         return ""
-    before, after = (records.accuracy(records_by_term[arm, FITTED_VIEW, 0]) for arm in ("subject", "cured"))
+    (before, after), (unfitted_before, unfitted_after) = (
+        [records.accuracy(records_by_term[arm, view, 0]) for arm in ("subject", "cured")] for view in (FITTED_VIEW, "test")
+    )
     preference = "the screened half prefers" if after > before else "the screened half prefers, and the other half does not,"
     inputs = "texts" if isinstance(subject.serving.preprocessing, Tokens) else "images"
-    return f"{preference} {inputs} with {describe_preprocessing(cured.serving.preprocessing, subject.serving.preprocessing)}"
+    form = describe_preprocessing(cured.serving.preprocessing, subject.serving.preprocessing)
+    if unfitted_after - unfitted_before > max(after - before, 0) + UNFITTED_GAIN:
+        gain = f"{unfitted_after:.1%} instead of {unfitted_before:.1%}"
+        form += f"; without fitted biases it has {gain}, so this form or other biases would gain that much"
+    return f"{preference} {inputs} with {form}"
 
 
 audit = Plugin(
