@@ -328,7 +328,7 @@ def case_rows(case, work, shared, store):
 
 def explanation(finding):
     """Return the reason of a finding without its number."""
-    return re.split(r"(?:; )?(?:harm is above|broken: )", finding.reason)[0]
+    return re.split(r"(?:; )?(?:harm is above|does not hold: )", finding.reason)[0]
 
 
 def join(parts):

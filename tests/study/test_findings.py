@@ -62,7 +62,7 @@ def test_an_invariant_fails_by_any_deviation_of_a_single_seed():
     for value in (1e-12, -5.0):
         finding = find_invariant({"subject": [0.0, value, 0.0]})
         assert (finding.verdict, finding.estimate.exposed) == ("FAIL", True)
-        assert finding.reason == "broken at 1 of 3 seeds: nothing drifts"
+        assert finding.reason == "does not hold at 1 of 3 seeds: nothing drifts"
         assert finding.remedy["verified"] and 'batchnorm = "eval"    # was train' in finding.remedy["patch"]
 
 

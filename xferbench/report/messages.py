@@ -241,7 +241,7 @@ def _own_verdict(values: Values, unit: str) -> str:
 
 def _broken(values: Values, _unit: str) -> str:
     seeds = f" at {values['count']} of {values['seeds']} seeds" if values["seeds"] > 1 else ""
-    return f"broken{seeds}: {values['meaning']}"
+    return f"does not hold{seeds}: {values['meaning']}"
 
 
 def _holds(values: Values, _unit: str) -> str:
