@@ -156,6 +156,33 @@ def test_an_invariant_holds_only_if_every_seed_was_measured(values, allowed, err
 
 
 @given(
+    estimate=ESTIMATES.filter(bool),
+    decision=DECISIONS,
+    control=st.sampled_from(CONTROLS),
+    has_reference=st.booleans(),
+    error=ERRORS,
+    trust=st.sampled_from(["", "taken on trust"]),
+)
+def test_a_share_passes_only_with_complete_evidence(estimate, decision, control, has_reference, error, trust):
+    result = verdict.decide_share(
+        estimate,
+        decision=decision,
+        allowed=0.2,
+        control=control,
+        variant="",
+        cost=None,
+        has_reference=has_reference,
+        error=error,
+        trust=trust,
+    )
+    if result.code == "PASS":
+        assert decision == "PASS" and has_reference and not error and not trust
+        assert control in verdict.WORKING_CONTROLS and np.isfinite([estimate.harm, estimate.low, estimate.high]).all()
+    assert (result.code == "FAIL") == (decision == "FAIL" and not error)
+    assert (result.code == "ERROR") == bool(error)
+
+
+@given(
     failure=st.sampled_from([None, BOOM]), error=st.sampled_from([None, BOOM]), crashed=st.booleans(), seeds=st.integers(0, 3)
 )
 def test_a_measurement_has_no_verdict(failure, error, crashed, seeds):

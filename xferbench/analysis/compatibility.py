@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core.canonical import SOURCE_KEY_LENGTH
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.record import json_values
-from xferbench.core.suite import LOCATION_KEYS
+from xferbench.core.suite import LOCATION_KEYS, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from xferbench.core.run import Run
 
 IRRELEVANT_KEYS = frozenset({"path", "overrides", "allow_code", "command"})  # keys of a suite that do not affect results
-RULE_KEYS = ("metric", "margin", "alpha", "looks", "max_duplicates", "unsearched_copies")  # keys that turn trials into verdicts
+RULE_KEYS = (  # keys that turn trials into verdicts
+    "metric",
+    "margin",
+    "alpha",
+    "looks",
+    "max_duplicates",
+    "unsearched_copies",
+    "max_failed_runs",
+)
 
 
 def refusals(accepted: Run, candidate: Run) -> list[str]:
@@ -36,7 +44,7 @@ def changed_rules(accepted: Run, candidate: Run) -> list[str]:
 
     A changed rule requires a new accepted run.
     """
-    defaults = {"unsearched_copies": ()}  # for accepted runs that are older than the key
+    defaults = {"unsearched_copies": (), "max_failed_runs": Rules().max_failed_runs}  # for accepted runs without the key
     suites = ({**defaults, **run.suite} for run in (accepted, candidate))
     old_rules, new_rules = ({name: json_values(suite.get(name)) for name in RULE_KEYS} for suite in suites)
     values = ((name, old_rules[name], new_rules[name]) for name in RULE_KEYS)

@@ -63,15 +63,15 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
     examples.
     """
     terms = {(term, seed): records.get((*term, seed)) for term in contrast.weights for seed in seeds}
-    predictions, error = _predictions(terms)
+    predictions, error = collect_predictions(terms)
     if error is not None:
-        return _undecided(error)
+        return undecided(error)
     first = next(iter(predictions.values()))
     is_mixed = any(not np.array_equal(part.example, first.example) for part in predictions.values())
     if is_mixed and contrast.kind == "info":
         return _estimate_from_parts(contrast, predictions, seeds, rules)
     if is_mixed:
-        return _undecided(because(Code.OTHER_EXAMPLES))
+        return undecided(because(Code.OTHER_EXAMPLES))
     keys = {term: record.key for term, record in terms.items() if record is not None}
     if all(_is_identity(contrast, keys, seed) for seed in seeds):
         exact = Estimate(
@@ -89,7 +89,7 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=groups, span=span)
 
 
-def _predictions(
+def collect_predictions(
     records: Mapping[tuple[tuple[str, str], int], Record | None],
 ) -> tuple[dict[tuple[tuple[str, str], int], Predictions], Reason | None]:
     """Return the predictions of some records, and why any of them is missing. A crash takes precedence as the reason."""
@@ -129,7 +129,7 @@ def _estimate_from_parts(
             columns = order[np.searchsorted(examples, part.example, sorter=order)]
         mask, score = metrics.example_scores(part, rules.metric)
         if not metric.mean or not mask.all() or not len(score):
-            return _undecided(because(Code.METRIC_OF_PARTS, metric=rules.metric))
+            return undecided(because(Code.METRIC_OF_PARTS, metric=rules.metric))
         sign = -1.0 if metric.loss else 1.0
         row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
         row += weight * score.mean()
@@ -156,7 +156,7 @@ def _all_examples(parts: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]
     )
 
 
-def _undecided(error: Reason) -> ContrastEstimate:
+def undecided(error: Reason) -> ContrastEstimate:
     """Return a contrast without an estimate; its p-values are 1."""
     return ContrastEstimate(estimate=UNDECIDED, exposed=True, difference=np.empty((0, 0)), groups=np.empty(0), error=error)
 

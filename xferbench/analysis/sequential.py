@@ -32,6 +32,7 @@ class SequentialDecision:
         verdict: ``FAIL``, ``PASS``, ``INCONCLUSIVE`` or ``ERROR``.
         adjusted: the p-value of FAIL after the corrections for looks and contrasts, and that of PASS after that for looks.
         hypotheses: number of contrasts that share alpha.
+        looks: the looks of the contrast, if they are not those of the suite; else ().
     """
 
     harm: ContrastEstimate
@@ -42,6 +43,7 @@ class SequentialDecision:
     verdict: str = "INCONCLUSIVE"
     adjusted: tuple[float, float] = (1.0, 1.0)
     hypotheses: int = 0
+    looks: tuple[int, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -62,7 +64,7 @@ class SequentialDecision:
         return matters and control_outcome(control, margin) == "missed"
 
 
-def run_looks(looks: Sequence[int], alpha: float, observe: Observe) -> dict[str, SequentialDecision]:
+def run_looks(looks: Sequence[int], alpha: float, observe: Observe, extra: Sequence[int] = ()) -> dict[str, SequentialDecision]:
     """Decide after each look, until there are no more looks or ``observe`` returns None.
 
     Args:
@@ -70,9 +72,10 @@ def run_looks(looks: Sequence[int], alpha: float, observe: Observe) -> dict[str,
         alpha: level that all looks and contrasts share.
         observe: function of the number of seeds of a look and the decisions so far. It returns the decisions with the
             estimates of this look added by :func:`add_look`.
+        extra: additional looks, at contrasts with looks of their own.
     """
     decisions: dict[str, SequentialDecision] = {}
-    for look in looks:
+    for look in (*looks, *extra):
         observed = observe(look, decisions)
         if observed is None:
             break
@@ -80,9 +83,11 @@ def run_looks(looks: Sequence[int], alpha: float, observe: Observe) -> dict[str,
     return decisions
 
 
-def add_look(previous: SequentialDecision | None, harm: ContrastEstimate, seeds: tuple[int, ...]) -> SequentialDecision:
+def add_look(
+    previous: SequentialDecision | None, harm: ContrastEstimate, seeds: tuple[int, ...], looks: tuple[int, ...] = ()
+) -> SequentialDecision:
     """Return a decision with the estimate and p-values of one more look added; the verdict is not updated."""
-    decision = previous or SequentialDecision(harm=harm, seeds=seeds, p_fail=(), p_pass=())
+    decision = previous or SequentialDecision(harm=harm, seeds=seeds, p_fail=(), p_pass=(), looks=looks)
     p_fail, p_pass = (*decision.p_fail, harm.estimate.p_fail), (*decision.p_pass, harm.estimate.p_pass)
     return replace(decision, harm=harm, seeds=seeds, p_fail=p_fail, p_pass=p_pass)
 
@@ -94,8 +99,9 @@ def decide(decisions: Mapping[str, SequentialDecision], looks: Sequence[int], al
     a hypothesis that no data can decide.
     """
     names = [name for name, decision in decisions.items() if decision.harm.exposed]
-    p_fail = multiplicity.holm_adjusted([multiplicity.sequential_p(decisions[name].p_fail, looks) for name in names])
-    p_pass = [multiplicity.sequential_p(decisions[name].p_pass, looks) for name in names]
+    own_looks = {name: decisions[name].looks or looks for name in names}
+    p_fail = multiplicity.holm_adjusted([multiplicity.sequential_p(decisions[name].p_fail, own_looks[name]) for name in names])
+    p_pass = [multiplicity.sequential_p(decisions[name].p_pass, own_looks[name]) for name in names]
     adjusted = {name: (float(p_fail[index]), float(p_pass[index])) for index, name in enumerate(names)}
     results = {}
     for name, decision in decisions.items():

@@ -139,6 +139,46 @@ def _why_no_pass(  # noqa: PLR0911 - a table
     return None
 
 
+def decide_share(  # noqa: PLR0911 - a table
+    estimate: Estimate,
+    *,
+    decision: str,
+    allowed: float,
+    control: str,
+    variant: str,
+    cost: Estimate | None,
+    has_reference: bool,
+    error: Reason | None = None,
+    trust: str = "",
+) -> Verdict:
+    """Return the verdict on the share of runs that fail.
+
+    Args:
+        estimate: the share with its bounds.
+        decision: the decision by the corrected p-values.
+        allowed: the allowed share.
+        control: the outcome of the positive control.
+        variant: name of the control, for the reason.
+        cost: estimate of the control, for the reason; None if there is none.
+        has_reference: whether any run learned, so that a run without learning is a failed one.
+        error: the crash of an arm or of the plugin, or None.
+        trust: an assumption of the plugin that no measurement checks, or "".
+    """
+    if error:
+        return Verdict(code="ERROR", reason=error)
+    if decision == "FAIL":
+        return _verdict("FAIL", Code.SHARE_ABOVE, allowed=allowed)
+    if not has_reference:
+        return _verdict("INCONCLUSIVE", Code.SHARE_WITHOUT_REFERENCE)
+    if decision != "PASS" or not is_measured(estimate):
+        return _verdict("INCONCLUSIVE", Code.SHARE_OPEN, allowed=allowed, estimate=estimate)
+    if trust:
+        return _verdict("INCONCLUSIVE", Code.ON_TRUST, what=trust)
+    if control not in WORKING_CONTROLS:
+        return _verdict("INCONCLUSIVE", Code.SHARE_WITHOUT_POWER, allowed=allowed, variant=variant, cost=cost)
+    return _verdict("PASS", Code.SHARE_BELOW, allowed=allowed)
+
+
 def decide_invariant(  # noqa: PLR0911 - a table
     values: Sequence[float],
     diverged: Sequence[bool],

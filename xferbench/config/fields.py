@@ -376,6 +376,14 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
         "max_duplicates": validation.typed(
             validation.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
         ),
+        "max_failed_runs": validation.typed(
+            validation.NUMBER,
+            lambda v: 0 < v < 1,
+            "a share above 0 and below 1: no number of seeds shows that no run fails",
+            float,
+            exclusiveMinimum=0,
+            exclusiveMaximum=1,
+        ),
         "unsearched_copies": validation.list_of(
             validation.one_of(*COPY_KINDS, *TEXT_COPY_KINDS),
             f"a list of {', '.join(COPY_KINDS)}; for texts, of {', '.join(TEXT_COPY_KINDS)}",

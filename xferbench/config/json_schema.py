@@ -102,6 +102,7 @@ KEY_DESCRIPTIONS = {
     "keep": "the network must keep its skill on the source, so that forgetting is judged",
     "manifest": "fingerprints of a pretraining set, written by `xferbench manifest`",
     "max_duplicates": "allowed share of test examples with an altered copy in training; an identical copy is never allowed",
+    "max_failed_runs": "allowed share of the runs of a recipe that fail, for seed-instability",
     "unsearched_copies": "kinds of copies that data-leakage need not find; its PASS says nothing about them",
     "scratch": "grid of the from-scratch baseline, in addition to the subject's own steps and rate",
     "scratch.lr": "learning rates",

@@ -18,6 +18,21 @@ def info(name: str, more: Term, less: Term, meaning: str = "", metric: str = "")
     return Contrast(name=name, kind="info", weights={more: 1.0, less: -1.0}, meaning=meaning, metric=metric)
 
 
+def failed_share(name: str, meaning: str, *, view: str = "test", allowed: str = "max_failed_runs") -> Contrast:
+    """Create the share of the subject's runs that fail in a view, which is compared with a field of the suite.
+
+    A run is compared with the other runs of its arm and with those of the cured arm; see
+    :mod:`xferbench.analysis.seed_failures`.
+
+    Args:
+        name: the name of the contrast.
+        meaning: the share in words.
+        view: the view that the runs are seen in.
+        allowed: the suite's field with the allowed share.
+    """
+    return Contrast(name=name, kind="share", weights={("subject", view): 1.0}, meaning=meaning, allowed=allowed)
+
+
 def invariant(
     name: str, meaning: str, *, measure: str = "", allowed: str = "", controlled: bool = True, effect: str = ""
 ) -> Contrast:

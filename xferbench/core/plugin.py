@@ -26,13 +26,16 @@ class Contrast:
     Attributes:
         name: the name within the plugin.
         weights: the weight of each (arm, view) pair. Views are those of :data:`xferbench.study.trials.VIEWS`; those of an
-            ``exact`` contrast are measures of the plugin. An ``info`` contrast may use arms ``beside:NAME`` too.
-        kind: ``paired`` (compared with the margin), ``info`` (a measurement without a verdict) or ``exact`` (an invariant,
-            which is broken if the sum is not 0).
+            ``exact`` contrast are measures of the plugin. An ``info`` contrast may use arms ``beside:NAME`` too. A ``share``
+            contrast has one pair.
+        kind: ``paired`` (compared with the margin), ``share`` (the share of the runs of an arm that fail, compared with the
+            allowed share), ``info`` (a measurement without a verdict) or ``exact`` (an invariant, which is broken if the sum is
+            not 0).
         meaning: the contrast in words.
         metric: the metric, or "" for that of the suite.
         margin: the margin in the unit of ``metric``, or None for that of the suite.
-        allowed: the field of the suite's rules with the largest allowed absolute value of an invariant, or "" for 0.
+        allowed: the field of the suite's rules with the largest allowed absolute value of an invariant, or "" for 0; for a
+            ``share`` contrast, the field with the allowed share.
         controlled: whether the induced variants should break the invariant.
         span: the largest harm that one test example can show, or None for the largest difference of two scores of the metric.
         effect: the ``info`` contrast that measures what a broken invariant changes, or "".

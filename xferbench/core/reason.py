@@ -50,6 +50,16 @@ class Code(Enum):
     BETTER_RECIPE = auto()  # cured, subject: accuracies
     DIVERGED = auto()  # arm, count, seeds
     LEFT_AFTER_REPAIR = auto()  # by, verdict, estimate
+    # A share of failed runs
+    SHARE_ABOVE = auto()  # allowed
+    SHARE_BELOW = auto()  # allowed
+    SHARE_OPEN = auto()  # allowed, estimate
+    SHARE_TO_DECIDE = auto()  # allowed, seeds (None if no number suffices), count: failed runs so far, below: the open side
+    SHARE_WITHOUT_REFERENCE = auto()
+    SHARE_WITHOUT_POWER = auto()  # allowed, variant, cost: an estimate or None
+    RUN_FAILURES = auto()  # arm, seeds, failures: by way of failing, the seeds
+    DOUBTFUL_RUNS = auto()  # arm, seeds: those of the runs
+    CURED_RUN_FAILURES = auto()  # count, subject: failed runs of both, seeds, p_value
     # An invariant
     BROKEN = auto()  # meaning, count, seeds
     HOLDS = auto()  # meaning, seeds

@@ -157,6 +157,7 @@ class Rules:
         tuning_seeds: number of seeds that candidates are compared on.
         keep_source: whether the skill on the source matters, so that its loss is judged.
         max_duplicates: the allowed share of test examples that have an altered copy; an identical copy is never allowed.
+        max_failed_runs: the allowed share of the runs of a recipe that fail.
         unsearched_copies: the kinds of copies, of :data:`COPY_KINDS` or :data:`TEXT_COPY_KINDS`, that a PASS of
             ``data-leakage`` says nothing about.
     """
@@ -171,6 +172,7 @@ class Rules:
     keep_source: bool = field(default=False, metadata={"added": True})
     max_duplicates: float = 0.01
     unsearched_copies: tuple[str, ...] = field(default=(), metadata={"added": True})
+    max_failed_runs: float = field(default=0.2, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
