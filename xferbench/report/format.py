@@ -17,6 +17,7 @@ PERCENT_UNITS = {
     "sensitivity",
     "specificity",
 }  # units whose numbers are printed in percentage points
+SHARE_UNITS = {"runs"}  # units of shares, which are printed in percent
 
 
 one_line, printable_block = printable.one_line, printable.printable_block
@@ -36,11 +37,13 @@ def hide_folders(spec: object) -> str:
 
 def unit_scale(unit: str) -> tuple[float, int]:
     """Return the factor and the number of decimals with which a unit is printed."""
-    return (100.0, 1) if unit in PERCENT_UNITS else (1.0, 3)
+    return (100.0, 1) if unit in PERCENT_UNITS | SHARE_UNITS else (1.0, 3)
 
 
 def unit_name(unit: str) -> str:
-    """Return the name of the unit of printed numbers, for a heading: ``points of accuracy``."""
+    """Return the name of the unit of printed numbers, for a heading: ``points of accuracy``, ``% of runs``."""
+    if unit in SHARE_UNITS:
+        return f"% of {unit}"
     return f"points of {unit}" if unit in PERCENT_UNITS else one_line(unit)
 
 

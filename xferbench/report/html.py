@@ -234,7 +234,7 @@ def _paired_figures(run: Run, name: str, plugin: Plugin | None, cache: Path | No
     contrasts = {contrast.name: contrast for contrast in plugin.contrasts} if plugin else {}
     groups: dict[str, tables.Group] = {}
     for group in tables.finding_groups(run):
-        if group[0].plugin == name and group[0].contrast in contrasts:
+        if group[0].plugin == name and group[0].contrast in contrasts and contrasts[group[0].contrast].kind != "share":
             groups[group[0].contrast] = groups.get(group[0].contrast, ()) + group
     return [
         (

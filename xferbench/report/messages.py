@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core.comparison import Comparison
 from xferbench.core.interventions import REQUIREMENTS
 from xferbench.core.reason import Code, Reason
-from xferbench.report.format import format_harm_interval, format_percent, format_points, format_seconds
+from xferbench.report.format import (
+    format_harm_interval,
+    format_p_value,
+    format_percent,
+    format_points,
+    format_seconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -69,6 +75,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.SEARCH_CUT: "the budget affords only a part of the search of {arm}, which may have missed a better one: raise it",
     Code.CHOSEN: "chosen among {count} candidates with a confidence of {confidence:.0%}",
     Code.DIVERGED: "{arm} diverged at {count} of {seeds} seeds",
+    Code.SHARE_WITHOUT_REFERENCE: "no run of subject and cured learned anything, so nothing tells a failed run from the others",
     Code.NO_GROUPS: "the data have no groups, so nothing shows whether a patient, a scene or an author is on both sides",
     Code.SUBJECT_DIVERGED: "the subject diverged at {count} of {seeds} seeds",
     Code.SAME_ANSWERS: "unchanged: the same trials gave the same results",
@@ -212,6 +219,66 @@ def _failed_runs(values: Values, _unit: str) -> str:
     return (
         f"{count} of {seeds} runs of {values['arm']} failed (diverged, or no better than the most frequent class): the share "
         f"of failing runs is {format_percent(count / seeds, 0)} [{100 * values['low']:.1f}, {100 * values['high']:.1f}]"
+    )
+
+
+def _share_above(values: Values, _unit: str) -> str:
+    return f"more runs fail than the allowed share of {_format_share(values['allowed'])}"
+
+
+def _share_below(values: Values, _unit: str) -> str:
+    return f"fewer runs fail than the allowed share of {_format_share(values['allowed'])}"
+
+
+def _share_open(values: Values, unit: str) -> str:
+    estimate, allowed = values["estimate"], values["allowed"]
+    if estimate.low > allowed:
+        return f"{_share_above(values, unit)}, but not after the correction for looks and plugins"
+    if estimate.high < allowed:
+        return f"{_share_below(values, unit)}, but not after the correction for looks"
+    return f"the interval contains the allowed share of failed runs, {_format_share(allowed)}"
+
+
+def _format_share(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _share_to_decide(values: Values, _unit: str) -> str:
+    seeds, allowed = values["seeds"], _format_share(values["allowed"])
+    if seeds is None:
+        return "no affordable number of seeds would decide this"
+    if values["below"]:
+        more = "another" if values["count"] else "a"
+        return f"{seeds} seeds without {more} failed run would show that fewer than {allowed} of the runs fail"
+    return f"about {seeds} seeds would show that more than {allowed} of the runs fail, if as many fail as now"
+
+
+def _share_without_power(values: Values, unit: str) -> str:
+    cost = values["cost"]
+    control = "no failure was induced" if cost is None else f"{values['variant']}: {format_harm_interval(cost, unit)}"
+    return f"no power: {_share_below(values, unit)}, but so may be those of the induced failure ({control})"
+
+
+def _run_failures(values: Values, _unit: str) -> str:
+    ways = [
+        f"{len(seeds)} {way} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+        for way, seeds in values["failures"].items()
+        if seeds
+    ]
+    count = sum(len(seeds) for seeds in values["failures"].values())
+    return f"{count} of {values['seeds']} runs of {values['arm']} failed: {', '.join(ways)}"
+
+
+def _doubtful_runs(values: Values, _unit: str) -> str:
+    seeds = values["seeds"]
+    name = f"run{'s' if len(seeds) > 1 else ''} of {values['arm']} (seed{'s' if len(seeds) > 1 else ''} "
+    return f"{len(seeds)} {name}{', '.join(map(str, seeds))}) may have failed: no test shows it, and none excludes it"
+
+
+def _cured_run_failures(values: Values, _unit: str) -> str:
+    return (
+        f"at the same {values['seeds']} seeds, {values['count']} runs of cured failed and {values['subject']} of subject "
+        f"(McNemar's p {format_p_value(values['p_value'])})"
     )
 
 
@@ -437,6 +504,14 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.FAILURES_LEAVE_OPEN: _failures_leave_open,
     Code.FAILED_RUNS: _failed_runs,
     Code.NO_POWER: _no_power,
+    Code.SHARE_ABOVE: _share_above,
+    Code.SHARE_BELOW: _share_below,
+    Code.SHARE_OPEN: _share_open,
+    Code.SHARE_TO_DECIDE: _share_to_decide,
+    Code.SHARE_WITHOUT_POWER: _share_without_power,
+    Code.RUN_FAILURES: _run_failures,
+    Code.DOUBTFUL_RUNS: _doubtful_runs,
+    Code.CURED_RUN_FAILURES: _cured_run_failures,
     Code.TO_DECIDE: _to_decide,
     Code.BETTER_RECIPE: _better_recipe,
     Code.LEFT_AFTER_REPAIR: _left_after_repair,

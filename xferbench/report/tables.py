@@ -282,7 +282,11 @@ def _symptoms_text(symptoms: Sequence[Finding]) -> str:
 
 def _cost_text(finding: Finding) -> str:
     name, unit = format.one_line(finding.plugin), format.unit_name(finding.estimate.unit)
-    return name if finding.estimate.harm is None else f"{name} costs {harm_text(finding)} {unit}"
+    if finding.estimate.harm is None:
+        return name
+    if finding.estimate.unit in format.SHARE_UNITS:
+        return f"{name}: {harm_text(finding)} {unit} fail"
+    return f"{name} costs {harm_text(finding)} {unit}"
 
 
 def arm_name(cell: TrialRow) -> str:

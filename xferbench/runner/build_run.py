@@ -236,7 +236,8 @@ def _subject_notes(executed: StudyResult) -> list[Reason]:
     share = estimates.majority_baseline_share(records, "subject", seeds, margin)
     is_repaired = any(_has_failed(step, state) and followup.keeps_network(state) for state in step.states)
     notes = []
-    if failed is not None and len(failed):
+    has_share = any(True for state in step.states for _ in state.contrasts("share"))  # its finding has the failed runs
+    if failed is not None and len(failed) and not has_share:
         notes.append(failed_runs_remark("subject", failed_runs.failed_share(failed, suite.rules.alpha), len(failed)))
     return notes + ([] if share is None or is_repaired else [because(Code.SUBJECT_LEARNT_NOTHING, share=share)])
 

@@ -9,12 +9,14 @@ import numpy as np
 
 from xferbench.analysis import estimates, intervals, metrics, power
 from xferbench.analysis import verdict as verdicts
+from xferbench.analysis.seed_failures import FAILURE_METRIC, FAILURE_UNIT
 from xferbench.config.render import describe_pipeline
 from xferbench.core.reason import Code, because
 from xferbench.core.run import Finding, HarmEstimate, PositiveControl, TrialRow, contrast_id
 from xferbench.study.contrast_result import ContrastResult, describe_patch, remarks, remedy, why_equal
 from xferbench.study.draft import Draft
 from xferbench.study.schedule import records_by_term, rules_for
+from xferbench.study.share_result import ShareResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +50,10 @@ def build_findings(suite: Suite, schedule: Schedule, records: Mapping[str, Recor
                 records=by_term,
             )
             drafts += [_paired_finding(result, variant, schedule.stop_reason) for variant in state.variants or ("",)]
+        for name, contrast in state.contrasts("share"):
+            share = ShareResult(rules=rules, contrast=contrast, decision=schedule.decisions[name], records=by_term)
+            stopped = [reason for reason in (schedule.stop_reason, schedule.extra_stop_reason) if reason]
+            drafts += [_share_finding(state, share, variant, stopped) for variant in state.variants or ("",)]
         drafts += [_exact_finding(rules, state, contrast, by_term) for _, contrast in state.contrasts("exact")]
         drafts += [_measurement(rules_for(contrast, rules), state, contrast, by_term) for contrast in state.measurements()]
     kind = "audit" if suite.is_audit else "experiment"
@@ -159,6 +165,53 @@ def _paired_reasons(
         reasons += remarks(result, variant, verdict.code)
     crash = _first_crash(result.records, result.state.extra_arms)
     return (*reasons, crash) if crash else tuple(reasons)
+
+
+def _share_finding(state: PluginState, result: ShareResult, variant: str, stopped: Sequence[Reason]) -> Draft:
+    """Return the finding of a share of failed runs, with the control of a variant; the margin is the allowed share."""
+    rules, decision, allowed = result.rules, result.decision, result.allowed
+    estimate, cost = decision.harm.estimate, decision.controls.get(variant)
+    measures, measure_error = _mean_measures(state, result.records, decision.seeds, variant)
+    explanation, explain_error = _explanation(state, result.contrast, result.records)
+    error = decision.harm.error or _first_crash(result.records, [variant]) or measure_error or explain_error
+    control = verdicts.control_outcome(cost, allowed)
+    verdict = verdicts.decide_share(
+        estimate,
+        decision=decision.verdict,
+        allowed=allowed,
+        control=control,
+        variant=variant,
+        cost=None if cost is None or cost.error else cost.estimate,
+        has_reference=result.has_reference,
+        error=error,
+        trust=state.trust,
+    )
+    cured = result.cured
+    verified = not cured.error and bool(cured.estimate.high < allowed)
+    blank = _blank_finding(rules, state, result.contrast.name, verdict.code)
+    harm = _harm_estimate(
+        rules,
+        estimate,
+        decision.seeds,
+        p_fail=None if error else decision.adjusted[0],
+        p_pass=None if error else decision.adjusted[1],
+        margin=allowed,
+    )
+    finding = replace(
+        blank,
+        id=f"{blank.id}/{variant}" if variant else blank.id,
+        estimate=replace(harm, metric=FAILURE_METRIC, unit=FAILURE_UNIT),
+        control=_positive_control(variant, control, None if cost is None else cost.estimate),
+        failures=result.failures,
+        accuracy=_accuracies(result.records, variant, decision.seeds),
+        measures=result.measures() | measures,
+        remedy=describe_patch(state, verified=verified) if verdict.code == "FAIL" else None,
+    )
+    reasons: tuple[Reason, ...] = (verdict.reason,)
+    if not error:
+        stops = stopped if decision.is_open else ()
+        reasons = (because(Code.TEXT, text=explanation), verdict.reason, *result.remarks(), *stops)
+    return Draft(finding=finding, reasons=reasons, remaining=None if verified or cured.error else cured.estimate)
 
 
 def _exact_finding(rules: Rules, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:

@@ -46,9 +46,7 @@ def followup_study(study: Study, schedule: Schedule, records: Mapping[str, Recor
     check may compare networks with a fitted bias. The result is None if nothing was repaired or nothing else failed.
     """
     failed = [name for name, decision in schedule.decisions.items() if decision.verdict == "FAIL"]
-    states = {
-        f"{state.plugin.id}/{contrast.name}": state for state in schedule.states for _, contrast in state.contrasts("paired")
-    }
+    states = {name: state for state in schedule.states for kind in ("paired", "share") for name, _ in state.contrasts(kind)}
     repairs = [states[name] for name in failed if is_repair(states[name], study.suite.rules.metric)]
     if len(failed) < 2 or not repairs:
         return None

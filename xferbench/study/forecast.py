@@ -9,7 +9,7 @@ from xferbench.analysis import power
 from xferbench.config.render import describe_pipeline, describe_recipe
 from xferbench.core.pipeline import Arm, Pipeline, Selection
 from xferbench.core.reason import Code, Reason, because
-from xferbench.study import cost, plugin_state, selection, trial_requests
+from xferbench.study import cost, plugin_state, selection, share, trial_requests
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
 from xferbench.study.selection import ResolvedArm
 from xferbench.study.study import describe_cut, why_unaffordable
@@ -56,8 +56,10 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
     suite = study.suite
     states, requests, descriptions = _plan(study, records)
     counts, seconds = [], []
-    for look in (suite.rules.looks[0], suite.rules.looks[-1]):
-        all_requests = [*requests, *_look_requests(look, states, study)]
+    first_look, last_look = ([*requests, *_look_requests(suite.rules.looks[index], states, study)] for index in (0, -1))
+    for look in share.extra_looks(states, suite.rules):
+        last_look += [request for state in states for request in trial_requests.extra_share_requests(state, look, study, {})]
+    for all_requests in (first_look, last_look):
         missing = {request.trial.key: request.trial for request in all_requests if request.trial.key not in records}
         counts.append(_count(all_requests, records))
         seconds.append(cost.planned_seconds(missing.values(), study.profile) / workers)
@@ -116,6 +118,7 @@ def _look_requests(look: int, states: Sequence[plugin_state.PluginState], study:
     seeds = range(suite.rules.seed, suite.rules.seed + look)
     first_seeds = range(suite.rules.seed, suite.rules.seed + suite.rules.looks[0])
     contrasts = [request for state in states for request in trial_requests.contrast_requests(state, seeds, study, {})]
+    contrasts += [request for state in states for request in trial_requests.share_requests(state, seeds, study, {})]
     return contrasts + [request for state in states for request in trial_requests.invariant_requests(state, first_seeds, study)]
 
 
@@ -140,11 +143,11 @@ def decision_power(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> po
 
     It is None for metrics other than accuracy, because their variance is not known in advance.
     """
-    paired = sum(contrast.kind == "paired" for plugin in plugins for contrast in plugin.contrasts)
-    if suite.rules.metric != "accuracy" or not paired:
+    kinds = [contrast.kind for plugin in plugins for contrast in plugin.contrasts]
+    if suite.rules.metric != "accuracy" or "paired" not in kinds:
         return None
     scored_examples = examples // 2 if suite.is_audit else examples  # an audit screens repairs on the other half
-    return power.decision_power(scored_examples, suite.rules, paired)
+    return power.decision_power(scored_examples, suite.rules, kinds.count("paired") + kinds.count("share"))
 
 
 def _assumed_pipeline(arm: Arm, study: Study, records: Mapping[str, Record]) -> Pipeline:

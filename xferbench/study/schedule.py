@@ -14,13 +14,16 @@ from xferbench.core.reason import Code, Reason, because
 from xferbench.study import batching, cost, selection
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
 from xferbench.study.plugin_state import PluginState
+from xferbench.study.share import decide_share, extra_looks, share_looks
 from xferbench.study.study import why_unaffordable
 from xferbench.study.trial_requests import (
     check_views,
     contrast_margin,
     contrast_requests,
+    extra_share_requests,
     invariant_requests,
     selection_requests,
+    share_requests,
     start_requests,
 )
 
@@ -49,6 +52,7 @@ class Schedule:
         subject: the resolved subject, or None.
         decisions: the decisions by ``plugin/contrast``.
         stop_reason: why the study stopped before the last look, or None.
+        extra_stop_reason: why it stopped before the additional looks at shares of failed runs, or None.
     """
 
     stage: str = ""
@@ -58,6 +62,7 @@ class Schedule:
     subject: ResolvedArm | None = None
     decisions: Mapping[str, SequentialDecision] = field(default_factory=dict)
     stop_reason: Reason | None = None
+    extra_stop_reason: Reason | None = None
 
 
 def next_schedule(study: Study, records: Mapping[str, Record]) -> Schedule:
@@ -147,32 +152,36 @@ def _resolve_plugin(
 def _judges_selection(plugin: Plugin, subject: Pipeline) -> bool:
     """Return whether a verdict of the plugin compares the subject with a cure that is trained."""
     weighed = [{arm for arm, _ in contrast.weights} for contrast in plugin.contrasts if contrast.kind == "paired"]
-    return subject.checkpoint is None and any({"cured", "subject"} <= arms for arms in weighed)
+    has_share = any(contrast.kind == "share" for contrast in plugin.contrasts)
+    return subject.checkpoint is None and (has_share or any({"cured", "subject"} <= arms for arms in weighed))
 
 
 def _run_looks(study: Study, initial: Schedule, records: Mapping[str, Record]) -> Schedule:
     """Return the schedule after all looks whose records exist."""
     suite, schedule = study.suite, initial
-    stopped: Reason | None = None
+    extra = extra_looks(initial.states, suite.rules)
+    looks = (*suite.rules.looks, *extra)
+    stopped: dict[str, Reason] = {}
 
     def observe(look: int, decisions: Mapping[str, SequentialDecision]) -> Mapping[str, SequentialDecision] | None:
-        nonlocal schedule, stopped
-        number = suite.rules.looks.index(look) + 1
+        nonlocal schedule
+        number, kind = looks.index(look) + 1, "stop_reason" if look in suite.rules.looks else "extra_stop_reason"
         if number > 1:
-            before = suite.rules.looks[number - 2]
-            if not any(contrast_requests(state, _look_seeds(suite, before), study, decisions) for state in initial.states):
-                return None
-            new = _new_requests(study, initial, _look_seeds(suite, look), decisions)
+            if kind in stopped or not (new := _new_requests(study, initial, look, decisions)):
+                return decisions
             planned = cost.planned_seconds([request.trial for request in (*schedule.requests, *new)], study.profile)
             if planned > suite.rules.budget:
-                stopped = because(Code.BUDGET_SPENT, budget=suite.rules.budget, seeds=before, planned=suite.rules.looks[-1])
-                return None
-        seeds = _look_seeds(suite, look)
-        schedule = replace(initial, **_look_fields(study, schedule, seeds, decisions, records, number))
-        return None if schedule.pending else _add_look(study, schedule, seeds, decisions, records)
+                last = suite.rules.looks[-1] if kind == "stop_reason" else look
+                stopped[kind] = because(Code.BUDGET_SPENT, budget=suite.rules.budget, seeds=looks[number - 2], planned=last)
+                return decisions
+        schedule = replace(initial, **_look_fields(study, schedule, look, decisions, records, number))
+        return None if schedule.pending else _add_look(study, schedule, look, decisions, records)
 
-    decisions = sequential.run_looks(suite.rules.looks, suite.rules.alpha, observe)
-    return schedule if schedule.pending else replace(schedule, decisions=decisions, stop_reason=stopped)
+    decisions = sequential.run_looks(suite.rules.looks, suite.rules.alpha, observe, extra)
+    if schedule.pending:
+        return schedule
+    reasons = (stopped.get(kind) for kind in ("stop_reason", "extra_stop_reason"))
+    return replace(schedule, decisions=decisions, stop_reason=next(reasons), extra_stop_reason=next(reasons))
 
 
 def _look_seeds(suite: Suite, look: int) -> tuple[int, ...]:
@@ -180,22 +189,30 @@ def _look_seeds(suite: Suite, look: int) -> tuple[int, ...]:
 
 
 def _new_requests(
-    study: Study, schedule: Schedule, seeds: tuple[int, ...], decisions: Mapping[str, SequentialDecision]
+    study: Study, schedule: Schedule, look: int, decisions: Mapping[str, SequentialDecision]
 ) -> list[TrialRequest]:
-    return [request for state in schedule.states for request in contrast_requests(state, seeds, study, decisions)]
+    if look not in study.suite.rules.looks:
+        return [request for state in schedule.states for request in extra_share_requests(state, look, study, decisions)]
+    seeds = _look_seeds(study.suite, look)
+    return [
+        request
+        for requests in (contrast_requests, share_requests)
+        for state in schedule.states
+        for request in requests(state, seeds, study, decisions)
+    ]
 
 
 def _look_fields(
     study: Study,
     schedule: Schedule,
-    seeds: tuple[int, ...],
+    look: int,
     decisions: Mapping[str, SequentialDecision],
     records: Mapping[str, Record],
     number: int,
 ) -> dict[str, Any]:
     """Return the fields of the schedule at a look: all requests so far, and the trials of the look if a record is missing."""
-    suite = study.suite
-    new = _new_requests(study, schedule, seeds, decisions)
+    suite, seeds = study.suite, _look_seeds(study.suite, look)
+    new = _new_requests(study, schedule, look, decisions)
     if number == 1:  # an invariant that holds by construction at a few seeds holds at all seeds
         new += [request for state in schedule.states for request in invariant_requests(state, seeds, study)]
     requests = {
@@ -204,7 +221,8 @@ def _look_fields(
     }
     fields: dict[str, Any] = {"requests": tuple(requests.values())}
     if _is_incomplete(new, records):
-        stage = f"look {number} of {len(suite.rules.looks)}: {len(seeds)} seeds" if not suite.is_audit else "evaluating"
+        looks = max(number, len(suite.rules.looks))  # the schedule may have additional looks at shares of failed runs
+        stage = f"look {number} of {looks}: {look} seeds" if not suite.is_audit else "evaluating"
         fields |= {"stage": stage, "pending": batching.unique_trials(new)}
     return fields
 
@@ -212,15 +230,19 @@ def _look_fields(
 def _add_look(
     study: Study,
     schedule: Schedule,
-    seeds: tuple[int, ...],
+    look: int,
     decisions: Mapping[str, SequentialDecision],
     records: Mapping[str, Record],
 ) -> dict[str, SequentialDecision]:
-    """Return the decisions with the estimates of one more look."""
-    updated = dict(decisions)
+    """Return the decisions with the estimates of one more look; an additional look is one at some shares of failed runs."""
+    rules, updated = study.suite.rules, dict(decisions)
+    is_extra, seeds = look not in rules.looks, _look_seeds(study.suite, look)
     for state in schedule.states:
         by_term = records_by_term(schedule.requests, state.plugin.id, records)
-        for name, contrast in state.contrasts("paired"):
+        for name, contrast in state.contrasts("share"):
+            if not is_extra or (look == share_looks(contrast, rules)[-1] and decisions[name].is_open):
+                updated[name] = decide_share(state, contrast, decisions.get(name), by_term, seeds, rules)
+        for name, contrast in () if is_extra else state.contrasts("paired"):
             updated[name] = _decide_contrast(state, contrast, decisions.get(name), by_term, seeds, study)
     return updated
 

@@ -9,6 +9,7 @@ from xferbench.analysis import estimates
 from xferbench.core.canonical import measure_key
 from xferbench.core.trial import EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.study import selection, trials
+from xferbench.study.share import share_looks
 from xferbench.study.study import TrialRequest
 
 if TYPE_CHECKING:
@@ -84,9 +85,53 @@ def contrast_requests(
     return _term_requests(state, existing, seeds, study)
 
 
+def share_requests(
+    state: PluginState, seeds: Sequence[int], study: Study, decisions: Mapping[str, SequentialDecision]
+) -> list[TrialRequest]:
+    """Return the requests of shares of failed runs at a look: the subject and the cure if the share is open, and its controls.
+
+    There is no baseline from scratch: a run is compared with other runs of the pretrained network.
+    """
+    terms: dict[tuple[str, str], None] = {}
+    for name, contrast in state.contrasts("share"):
+        decision = decisions.get(name)
+        if decision is None or decision.is_open:
+            terms |= dict.fromkeys((arm, view) for _, view in contrast.weights for arm in ("subject", "cured"))
+            terms |= dict.fromkeys(("subject", measure) for measure in state.plugin.measures)
+        for variant in state.variants:
+            if decision is None or decision.lacks(variant, getattr(study.suite.rules, contrast.allowed)):
+                terms |= dict.fromkeys(
+                    term
+                    for arm in ("cured", f"induced:{variant}")
+                    for term in estimates.swap_arm(contrast, "subject", arm).weights
+                )
+    return _term_requests(state, terms, seeds, study)
+
+
+def extra_share_requests(
+    state: PluginState, look: int, study: Study, decisions: Mapping[str, SequentialDecision]
+) -> list[TrialRequest]:
+    """Return the requests of an additional look at shares of failed runs, after the looks of the suite.
+
+    It has more seeds of a single arm: of the subject if the share is open, and of the cure if the subject failed, because so
+    many runs without a failure show that the cure keeps to the allowed share.
+    """
+    terms: dict[tuple[str, str], None] = {}
+    for name, contrast in state.contrasts("share"):
+        decision = decisions.get(name)
+        if look != share_looks(contrast, study.suite.rules)[-1]:
+            continue
+        if decision is None or decision.is_open:
+            terms |= dict.fromkeys(contrast.weights)
+        elif decision.verdict == "FAIL":
+            terms |= dict.fromkeys(estimates.swap_arm(contrast, "subject", "cured").weights)
+    return _term_requests(state, terms, range(study.suite.rules.seed, study.suite.rules.seed + look), study)
+
+
 def check_views(state: PluginState, study: Study) -> None:
     """Raise the exception of a contrast whose views do not exist, before anything is trained."""
     contrast_requests(state, (study.suite.rules.seed,), study, {})
+    share_requests(state, (study.suite.rules.seed,), study, {})
     invariant_requests(state, (study.suite.rules.seed,), study)
 
 
