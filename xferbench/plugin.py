@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core import interventions, strategies
-from xferbench.core.contrasts import harm, info, invariant
+from xferbench.core.contrasts import failed_share, harm, info, invariant
 from xferbench.core.pipeline import Arm, Phase, Pipeline, Recipe, Selection, replace_data, replace_serving
 from xferbench.core.plugin import HARM, Contrast, Plugin, Profile
 from xferbench.core.record import Record
@@ -49,6 +49,7 @@ __all__ = [
     "Spectrogram",
     "Tokens",
     "always_applies",
+    "failed_share",
     "full_finetune_phase",
     "harm",
     "info",

@@ -6,6 +6,7 @@ Each check may be called alone; it calls the plugin with many pipelines or runs 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -21,7 +22,7 @@ from xferbench.core.errors import suggest
 from xferbench.core.pipeline import Pipeline, Selection
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.record import Record
-from xferbench.core.suite import replace_rules
+from xferbench.core.suite import Rules, replace_rules
 from xferbench.study import trials
 from xferbench.testing import fake_lab
 from xferbench.testing.arm_checks import check_arms
@@ -39,7 +40,7 @@ MEASURE_PATTERN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
 HEAVY_PACKAGES = ("torch", "torchvision", "timm", "pandas", "matplotlib")
 PLUGIN_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms", "derived_metrics", "plot")
 PIPELINE_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms")  # functions of a pipeline and a profile
-KINDS = ("paired", "info", "exact")
+KINDS = ("paired", "share", "info", "exact")
 ARMS = ("subject", "cured", "scratch")
 SUITE = replace_rules(fake_lab.SUITE, looks=(2,), tuning_seeds=1, budget=1e9)
 EXAMPLES = 200
@@ -156,11 +157,17 @@ def _check_contrast(contrast: Contrast, measures: Mapping[str, str], arms: Seque
         expected="numbers, not all 0",
     )
     if contrast.kind != "info":
-        replaced = ("subject",) if contrast.kind == "exact" else ("subject", "cured")
+        replaced = ("subject", "cured") if contrast.kind == "paired" else ("subject",)
         has_replaced = any(arm in replaced and weight for (arm, _), weight in contrast.weights.items())
         found, expected = f"no {' or '.join(replaced)}", "one, which an induced arm replaces in the control"
         need(has_replaced, what, found=found, expected=expected)
-    if contrast.kind != "exact":
+    if contrast.kind == "share":
+        need(len(weights) == 1, what, found=f"{len(weights)} pairs", expected="one arm and view, whose runs are counted")
+        fields = {field.name for field in dataclasses.fields(Rules)}
+        need(
+            contrast.allowed in fields, what, found=f"allowed {contrast.allowed!r}", expected=suggest(contrast.allowed, fields)
+        )
+    elif contrast.kind != "exact":
         difference = abs(sum(weights)) < 1e-9 * max(map(abs, weights))
         expected = "0: if all arms are equal there is no harm"
         need(difference, what, found=f"weights that sum to {sum(weights):g}", expected=expected)
