@@ -34,6 +34,7 @@ TABLE_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks/([a-z-]+)\.md\)")
 TABLES_FOLDER_LINK = re.compile(r"\]\(\.\./\.\./reports/benchmarks\)")
 BENCHMARKS = {
     "simulation": "Wrong verdicts and power, by simulation",
+    "seed-failures": "Failed runs, and verdicts on their share",
     "scratch": "The searched baseline and a longer search",
     "embedded": "All plugins on the embedded targets",
     "fashion": "From CIFAR-10 to Fashion-MNIST",
