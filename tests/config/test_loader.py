@@ -249,7 +249,7 @@ def test_a_share_of_warmup_becomes_steps_rounded_up(tmp_path):
         load(tmp_path, "[recipe] warmup = 5\n[recipe] warmup_ratio = 0.1")
 
 
-@pytest.mark.parametrize("strategy", ["norm-only", "bitfit", "lora", "adapter"])
+@pytest.mark.parametrize("strategy", ["norm-only", "bitfit", "lora", "adapter", "prompt-tuning", "prefix-tuning"])
 def test_strategies_with_few_parameters_have_a_higher_default_rate(tmp_path, strategy):
     plain = f'[recipe] strategy = "{strategy}"'
     assert [phase.lr for phase in load(tmp_path, plain).recipe.phases] == [1e-2]

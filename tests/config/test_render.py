@@ -47,7 +47,7 @@ PHASES = st.builds(
     Phase,
     trainable=(
         st.sampled_from(["head", "norm", "bias", "all"])
-        | st.builds("{}:{}".format, st.sampled_from(["top", "lora", "adapter"]), st.integers(1, 99))
+        | st.builds("{}:{}".format, st.sampled_from(["top", "lora", "adapter", "prompt", "prefix"]), st.integers(1, 99))
     ).map(Trainable.parse),
     batchnorm=(
         st.sampled_from(["eval", "train", "train-above"])
@@ -213,6 +213,10 @@ def test_a_patch_has_comments_with_old_values():
         (
             Recipe(phases=(Phase(trainable=Trainable.parse("bias")), Phase(trainable=Trainable.parse("adapter:4")))),
             ["biases, lr", "then adapters of 4 channels, lr"],
+        ),
+        (
+            Recipe(phases=(Phase(trainable=Trainable.parse("prompt:4")), Phase(trainable=Trainable.parse("prefix:2")))),
+            ["a prompt of 4 virtual tokens, lr", "then a prefix of 2 virtual tokens, lr"],
         ),
         (
             Recipe(head=ZERO_HEAD, phases=(Phase(optimizer="sgd", weight_decay=0.1),)),

@@ -91,8 +91,10 @@ def test_discriminative_rates_fall_from_the_head_to_the_input():
 
 def test_strategies_with_few_parameters_freeze_batchnorm_and_have_their_own_rate():
     recipes = [strategies.bitfit(), strategies.lora(rank=4), strategies.adapter(rank=2), strategies.norm_only()]
-    assert [str(recipe.phases[0].trainable) for recipe in recipes] == ["bias", "lora:4", "adapter:2", "norm"]
-    assert [str(recipe.phases[0].batchnorm) for recipe in recipes] == ["eval", "eval", "eval", "train"]
+    recipes += [strategies.prompt_tuning(tokens=3), strategies.prefix_tuning(tokens=5)]
+    trainables = ["bias", "lora:4", "adapter:2", "norm", "prompt:3", "prefix:5"]
+    assert [str(recipe.phases[0].trainable) for recipe in recipes] == trainables
+    assert [str(recipe.phases[0].batchnorm) for recipe in recipes] == ["eval", "eval", "eval", "train", "eval", "eval"]
     assert {recipe.phases[0].lr for recipe in recipes} == {1e-2}
     assert set(strategies.DEFAULT_RATES.values()) == {1e-2} and set(strategies.DEFAULT_RATES) <= set(STRATEGIES)
 
@@ -105,6 +107,12 @@ def test_head_only_strategies_are_tuned_around_the_rate_of_heads():
     assert loader.parse_recipe({"strategy": "linear-probe"}).phases[0].lr == Phase().lr, (
         "a suite's strategy keeps the default rate"
     )
+
+
+def test_prompt_and_prefix_take_positions():
+    phases = [Phase(trainable=Trainable.parse(spelling)) for spelling in ("prompt:3", "head", "prefix:5", "prompt:3")]
+    assert strategies.virtual_tokens(Recipe(phases=tuple(phases))) == 8
+    assert strategies.virtual_tokens(strategies.lora()) == 0
 
 
 def test_warm_up_takes_a_tenth_of_the_steps():

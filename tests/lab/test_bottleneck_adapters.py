@@ -31,7 +31,7 @@ from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, HEAD_O
 from xferbench.core.pipeline import Phase
 from xferbench.core.trial import ModelSpec
 from xferbench.lab.data import preprocessing
-from xferbench.lab.models import backbones, bottleneck_adapters, checkpoints, graph_split
+from xferbench.lab.models import added_parameters, backbones, bottleneck_adapters, checkpoints, graph_split
 from xferbench.lab.training import loop
 from xferbench.lab.worker import run_trials
 
@@ -180,9 +180,9 @@ def test_a_copy_of_the_network_has_its_own_adapters():
 
 def test_adapters_of_two_sizes_in_one_training_are_refused():
     with pytest.raises(UserError, match="several sizes"):
-        bottleneck_adapters.adapter_channels([ADAPTER, replace(ADAPTER, trainable=Trainable.parse("adapter:8"))])
-    assert bottleneck_adapters.adapter_channels([ADAPTER, replace(ADAPTER, trainable=HEAD_ONLY)]) == 4
-    assert bottleneck_adapters.adapter_channels([replace(ADAPTER, trainable=Trainable.parse("lora:4"))]) == 0
+        added_parameters.kinds([ADAPTER, replace(ADAPTER, trainable=Trainable.parse("adapter:8"))])
+    assert added_parameters.kinds([ADAPTER, replace(ADAPTER, trainable=HEAD_ONLY)]) == (ADAPTER.trainable,)
+    assert added_parameters.kinds([replace(ADAPTER, trainable=Trainable.parse("lora:4"))]) == ()
 
 
 def test_a_network_without_a_place_is_refused():

@@ -92,7 +92,7 @@ def test_training_in_lockstep_equals_training_alone(step, workspace, float64):  
         torch.testing.assert_close(actual.best, alone.best, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("spelling", ["bias", "lora:2", "adapter:2", "norm"])
+@pytest.mark.parametrize("spelling", ["bias", "lora:2", "adapter:2", "prompt:2", "prefix:2", "norm"])
 def test_lora_disables_precomputed_activations(spelling, workspace):  # noqa: F811
     network, _, _ = prepare_training(workspace, make_spec(workspace))
     assert loop.frozen_cut(Phase(trainable=Trainable.parse(spelling), batchnorm=BATCHNORM_EVAL), network.layout) == 0

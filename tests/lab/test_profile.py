@@ -42,7 +42,7 @@ def test_the_profile_describes_network_and_dataset(tmp_path):
     assert result.has_batchnorm
     assert len(result.model.batchnorm) == 9
     assert result.model.parameters == sum(parameter.numel() for parameter in backbones.build("tiny-resnet", 4).parameters())
-    assert result.model.unsupported == ("dropout",)
+    assert result.model.unsupported == ("prompt", "prefix", "dropout")
     assert 0 < result.timing.seconds_forward < 1
     assert 0 < result.timing.seconds_step < 1
 
@@ -55,7 +55,7 @@ def test_unsupported_names_trainable_kinds_without_a_tensor(tmp_path, monkeypatc
     monkeypatch.setattr(backbones, "build", lambda _arch, classes, _code: plain(classes))
     weights = WeightsFile(digest=files.sha256(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
     result = make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights)
-    assert result.model.unsupported == ("norm", "bias", "dropout")
+    assert result.model.unsupported == ("norm", "bias", "prompt", "prefix", "dropout")
 
 
 class FixedGrid(nn.Module):
@@ -82,8 +82,13 @@ def test_unsupported_names_a_shifted_set_without_training_images(tmp_path):
     target, other = make_npz(tmp_path / "d.npz"), tmp_path / "other.npz"
     np.savez(other, test_images=np.zeros((8, 16, 16, 3), np.uint8), test_labels=np.arange(8) % 4)
     tested = inputs.digest_data(f"npz:{other}")
-    assert make_profile(target, tmp_path / "cache", shifted=tested).model.unsupported == ("dropout", "unlabelled")
-    assert make_profile(target, tmp_path / "cache", shifted=target).model.unsupported == ("dropout",)
+    assert make_profile(target, tmp_path / "cache", shifted=tested).model.unsupported == (
+        "prompt",
+        "prefix",
+        "dropout",
+        "unlabelled",
+    )
+    assert make_profile(target, tmp_path / "cache", shifted=target).model.unsupported == ("prompt", "prefix", "dropout")
 
 
 def test_the_profile_counts_splits_and_dropped_files(tmp_path):

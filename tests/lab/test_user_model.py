@@ -41,7 +41,7 @@ def test_trainable_has_the_meaning_of_a_suite(spelling, expected):
     assert backbones.trainable_names(backbones.layer_layout(net, 8), net, trainable) == expected
 
 
-@pytest.mark.parametrize("spelling", ["lora:4", "adapter:8"])
+@pytest.mark.parametrize("spelling", ["lora:4", "adapter:8", "prompt:4", "prefix:4"])
 def test_adapters_of_a_watched_model_raise(spelling):
     with pytest.raises(UserError, match=r"its own adapters[\s\S]*to use requires_grad"):
         user_model.trainable_names(make_net(), Trainable.parse(spelling), "fc", 8)

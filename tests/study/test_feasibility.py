@@ -20,7 +20,7 @@ from xferbench.runner import execute, store
 from xferbench.study import arms, feasibility
 
 BACKBONE_WITHOUT_NORMS = replace(
-    PROFILE, model=replace(PROFILE.model, unsupported=("norm", "bias", "adapter"), groups=("stem", "top"))
+    PROFILE, model=replace(PROFILE.model, unsupported=("norm", "bias", "adapter", "prompt", "prefix"), groups=("stem", "top"))
 )
 
 
@@ -39,6 +39,8 @@ def make_recipe(*spellings):
         (("head", "norm"), "norm: the backbone has no trainable normalization layers"),
         (("bias",), "bias: the backbone has no biases below its head"),
         (("adapter:8",), "adapter:8: the backbone has no place for an adapter"),
+        (("prompt:8",), "prompt:8: the backbone has no input embeddings of tokens, or none that a prompt can precede"),
+        (("prefix:8",), "prefix:8: the backbone has no attention layers that take a prefix of keys and values"),
         (("top:3",), "top:3: the backbone has 2 layer groups"),
     ],
 )
@@ -48,11 +50,20 @@ def test_an_infeasible_recipe_has_a_reason(spellings, reason):
 
 def test_adapters_have_one_size_and_a_finished_network_has_none():
     sizes = feasibility.why_not_trainable(make_recipe("adapter:4", "adapter:8"), PROFILE)
-    assert write_sentence(sizes) == "adapter:4, adapter:8: a network has adapters of one size"
+    assert write_sentence(sizes) == "adapter:4, adapter:8: a network can have only one of these"
     assert feasibility.why_not_trainable(make_recipe("adapter:4", "head", "adapter:4"), PROFILE) is None
     finished = replace(PROFILE, model=replace(PROFILE.model, outputs=3))
     reason = feasibility.why_not_trainable(make_recipe("adapter:4"), finished)
     assert "a finished network has no adapters" in write_sentence(reason)
+
+
+def test_virtual_tokens_take_positions_from_the_texts():
+    profile = replace(PROFILE, model=replace(PROFILE.model, size=(2, 24), accepted_sizes=(32, 48)))
+    assert feasibility.why_not_trainable(make_recipe("prompt:24"), profile) is None
+    assert feasibility.why_not_trainable(make_recipe("prefix:9", "lora:99"), profile) is None
+    for spellings in (("prompt:25",), ("prefix:25",), ("prompt:20", "head", "prefix:5")):
+        reason = write_sentence(feasibility.why_not_trainable(make_recipe(*spellings), profile))
+        assert reason == "25 virtual tokens before texts of 24 tokens: the backbone reads at most 48"
 
 
 @pytest.mark.parametrize(

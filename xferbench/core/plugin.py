@@ -106,9 +106,9 @@ class ModelProfile:
         outputs: number of outputs of a finished network's head, 0 for other networks.
         finished_head: the head of a finished network, if it is not that of the architecture.
         body_unchanged: whether everything below the head of a finished network is as it was before training.
-        unsupported: the kinds of trainable parameters (``norm``, ``bias``, ``lora``, ``adapter``) that the backbone lacks,
-            ``dropout`` if it has no dropout layers below its head, and ``unlabelled`` if the shifted set has no training
-            examples.
+        unsupported: the kinds of trainable parameters (``norm``, ``bias``, ``lora``, ``adapter``, ``prompt``, ``prefix``) that
+            the backbone lacks, ``dropout`` if it has no dropout layers below its head, and ``unlabelled`` if the shifted set
+            has no training examples.
     """
 
     parameters: int

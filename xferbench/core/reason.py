@@ -114,8 +114,9 @@ class Code(Enum):
     # An arm, a recipe or a plugin that cannot run
     LAYERS_MISSING = auto()  # value: an intervention, requirement
     TOO_FEW_GROUPS = auto()  # value, groups
-    FINISHED_WITHOUT_ADAPTERS = auto()  # value
-    ADAPTERS_OF_SEVERAL_SIZES = auto()  # values
+    FINISHED_WITHOUT_ADDED = auto()  # value
+    ADDED_OF_SEVERAL_SIZES = auto()  # values
+    NO_ROOM_FOR_TOKENS = auto()  # tokens, length, limit
     CODE_WITHOUT_SHIFTED = auto()  # value
     NO_SHIFTED = auto()  # value
     NO_SHIFTED_TRAINING_IMAGES = auto()  # value

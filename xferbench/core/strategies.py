@@ -28,6 +28,8 @@ from xferbench.core.interventions import (
     LoRA,
     MLPHead,
     NormLayers,
+    PrefixTokens,
+    PromptTokens,
     TopGroups,
     Trainable,
 )
@@ -100,6 +102,12 @@ def check_warmup(recipe: Recipe) -> None:
     for phase in recipe.phases:
         if phase.epochs is None and phase.warmup >= phase.steps:
             raise UserError("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")
+
+
+def virtual_tokens(recipe: Recipe) -> int:
+    """Return the number of positions that the prompt and the prefix of a recipe take from its texts."""
+    kinds = {phase.trainable for phase in recipe.phases if isinstance(phase.trainable, PromptTokens | PrefixTokens)}
+    return sum(kind.tokens for kind in kinds)
 
 
 def replace_phases(recipe: Recipe, *phases: Phase) -> Recipe:
@@ -252,6 +260,18 @@ def adapter(phase: Phase = PARTIAL_DEFAULT, rank: int = 8) -> Recipe:
     return Recipe(name=f"adapters {rank} {phase.lr:g}", phases=(step,))
 
 
+def prompt_tuning(phase: Phase = PARTIAL_DEFAULT, tokens: int = 8) -> Recipe:
+    """Train the head and embeddings of virtual tokens before each text (Lester et al. 2021, arXiv:2104.08691)."""
+    step = replace(phase, trainable=PromptTokens(tokens=tokens), batchnorm=BATCHNORM_EVAL)
+    return Recipe(name=f"prompt tuning {tokens} {phase.lr:g}", phases=(step,))
+
+
+def prefix_tuning(phase: Phase = PARTIAL_DEFAULT, tokens: int = 8) -> Recipe:
+    """Train the head and a prefix of keys and values in each attention layer (Li & Liang 2021, arXiv:2101.00190)."""
+    step = replace(phase, trainable=PrefixTokens(tokens=tokens), batchnorm=BATCHNORM_EVAL)
+    return Recipe(name=f"prefix tuning {tokens} {phase.lr:g}", phases=(step,))
+
+
 def warm_up(phase: Phase = DEFAULT) -> Recipe:
     """Fine-tune all layers with a learning rate that increases linearly over the first tenth of the steps."""
     return Recipe(
@@ -318,6 +338,8 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
     "bitfit": bitfit,
     "lora": lora,
     "adapter": adapter,
+    "prompt-tuning": prompt_tuning,
+    "prefix-tuning": prefix_tuning,
     "scratch": from_scratch,
     "augmented": augmented,
     "mlp-head": mlp_head,
@@ -330,7 +352,7 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
 DEFAULT_NAME = "default"  # name of the default recipe in a matrix
 SCRATCH_NAME = "scratch"  # in a matrix, tuned over the suite's own grid: an untuned baseline is not a fair comparison
 DEFAULT_RATES: Mapping[str, float] = dict.fromkeys(
-    ("norm-only", "bitfit", "lora", "adapter"), PARTIAL_DEFAULT.lr
+    ("norm-only", "bitfit", "lora", "adapter", "prompt-tuning", "prefix-tuning"), PARTIAL_DEFAULT.lr
 )  # defaults of a suite
 USUAL_LR: Mapping[str, float] = {"linear-probe": HEAD_LR, "mlp-head": HEAD_LR, **DEFAULT_RATES}  # base of a suite's rates
 

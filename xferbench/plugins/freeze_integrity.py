@@ -90,7 +90,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
         return {"phases": tuple(replace(phase, **changes) for phase in recipe.phases)}
 
     changes: dict[str, dict[str, Any]] = {"not-loaded": {"init": interventions.MatchedMoments(), "regularizer": None}}
-    if interventions.Adapters not in kinds:  # a network without adapters has no tensors to compare with them
+    if not kinds.intersection(interventions.ADDED_KINDS):  # a network without added parameters has nothing to compare with them
         if kinds != {interventions.HeadOnly}:
             changes["optimizer-before-unfreezing"] = change_phases(trainable=interventions.HEAD_ONLY)
         if has_frozen:

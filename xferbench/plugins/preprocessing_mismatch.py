@@ -53,6 +53,7 @@ from xferbench.plugin import (
     replace_data,
     replace_serving,
     requires_pretrained,
+    strategies,
     unrecorded_preprocessing,
 )
 from xferbench.plugins.preprocessing_forms import PUBLISHED, decoded_forms, geometry_forms, value_forms, with_values
@@ -83,7 +84,7 @@ def cure(pipeline: Pipeline, profile: Profile) -> Pipeline | Selection:
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     transform = pipeline.serving.preprocessing
-    mistakes = preprocessing_mistakes(transform, profile)
+    mistakes = preprocessing_mistakes(transform, profile, strategies.virtual_tokens(pipeline.recipe))
     arms = {name: replace_serving(pipeline, preprocessing=mistake) for name, mistake in mistakes.items()}
     if "twice-normalised" in arms:
         twice = mistakes["twice-normalised"]

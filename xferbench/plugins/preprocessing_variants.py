@@ -24,10 +24,16 @@ def normalized_twice(transform: Preprocessing | Spectrogram) -> Preprocessing | 
     return replace(transform, mean=tuple(mean + mean * std for mean, std in pairs), std=tuple(std * std for _, std in pairs))
 
 
-def preprocessing_mistakes(transform: InputTransform, profile: Profile) -> dict[str, InputTransform]:
-    """Return common mistakes by name, each in one field; mistakes that change nothing are absent."""
+def preprocessing_mistakes(transform: InputTransform, profile: Profile, virtual_tokens: int = 0) -> dict[str, InputTransform]:
+    """Return common mistakes by name, each in one field; mistakes that change nothing are absent.
+
+    Args:
+        transform: the right preprocessing.
+        profile: the profile of the network.
+        virtual_tokens: the number of tokens that the recipe puts before each text.
+    """
     if isinstance(transform, Tokens):
-        limit = max(profile.model.accepted_sizes, default=transform.max_length)
+        limit = max(profile.model.accepted_sizes, default=transform.max_length) - virtual_tokens
         return {name: mistake for name, mistake in text_mistakes(transform, limit).items() if mistake != transform}
     mistakes: dict[str, InputTransform] = {"twice-normalised": normalized_twice(transform)}
     if isinstance(transform, Spectrogram):

@@ -47,12 +47,13 @@ from xferbench.plugin import (
     invariant,
     records,
     replace_serving,
+    strategies,
 )
 from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, preprocessing_mistakes
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
-    mistakes = preprocessing_mistakes(pipeline.serving.preprocessing, profile)
+    mistakes = preprocessing_mistakes(pipeline.serving.preprocessing, profile, strategies.virtual_tokens(pipeline.recipe))
     modes = {
         "train-mode": replace_serving(pipeline, mode=interventions.TRAIN_MODE),
         "train-mode-by-class": replace_serving(pipeline, mode=interventions.TrainModeByClass()),

@@ -52,7 +52,8 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.OTHER_EXAMPLES: "the arms were not scored on the same examples",
     Code.METRIC_OF_PARTS: "{metric} on a part of the examples cannot be compared with that on all",
     Code.TOO_FEW_GROUPS: "{value}: the backbone has {groups} layer groups",
-    Code.FINISHED_WITHOUT_ADAPTERS: "{value}: a finished network has no adapters besides its own tensors",
+    Code.FINISHED_WITHOUT_ADDED: "{value}: a finished network has no adapters or virtual tokens besides its own tensors",
+    Code.NO_ROOM_FOR_TOKENS: "{tokens} virtual tokens before texts of {length} tokens: the backbone reads at most {limit}",
     Code.CODE_WITHOUT_SHIFTED: "{value}: the training code receives no images of another domain",
     Code.NO_SHIFTED: "{value}: the suite has no [shifted]",
     Code.NO_SHIFTED_TRAINING_IMAGES: "{value}: the [shifted] set has no training examples",
@@ -370,8 +371,8 @@ def _layers_missing(values: Values, _unit: str) -> str:
     return f"{values['value']}: the backbone has no {REQUIREMENTS[values['requirement']]}"
 
 
-def _adapters_of_several_sizes(values: Values, _unit: str) -> str:
-    return f"{', '.join(values['values'])}: a network has adapters of one size"
+def _added_of_several_sizes(values: Values, _unit: str) -> str:
+    return f"{', '.join(values['values'])}: a network can have only one of these"
 
 
 def _fields_unsupported(values: Values, _unit: str) -> str:
@@ -527,7 +528,7 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.VERSION_DIFFERS: _version_differs,
     Code.PACKAGES_DIFFER: _packages_differ,
     Code.LAYERS_MISSING: _layers_missing,
-    Code.ADAPTERS_OF_SEVERAL_SIZES: _adapters_of_several_sizes,
+    Code.ADDED_OF_SEVERAL_SIZES: _added_of_several_sizes,
     Code.FIELDS_UNSUPPORTED: _fields_unsupported,
     Code.NO_SUCH_CONTRAST: _no_such_contrast,
     Code.SEED_WITHOUT_MEASURE: _seed_without_measure,

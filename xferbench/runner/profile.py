@@ -23,7 +23,7 @@ from xferbench.core.pipeline import (
 )
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
-from xferbench.core.strategies import resolve_steps
+from xferbench.core.strategies import resolve_steps, virtual_tokens
 from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Tokens, complete_tokens
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs, sources
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 PROFILED_DEVICES = ("cpu", "cuda", "mps")
 MIN_AUDIT_IMAGES = 8  # minimum number of test examples of an audit
-PROFILE_VERSION = 13  # raise when a profile has new fields
+PROFILE_VERSION = 14  # raise when a profile has new fields
 
 
 def profile_pipeline(
@@ -125,8 +125,9 @@ def _check_input_kind(suite: Suite, profile: Profile) -> None:
             raise UserError(f"{location}: kind", found=found, expected=expected)
         completed = None if transform is None else complete_transform(transform, profile)
         length = completed.max_length + completed.extra_padding if isinstance(completed, Tokens) else 0
-        if length > limit > 0:
-            found = f"{length} tokens"
+        added = virtual_tokens(suite.recipe) if suite.recipe else 0
+        if length + added > limit > 0:
+            found = f"{length} tokens" + (f" and {added} virtual ones" if added else "")
             raise UserError(f"{location}: max_length", found=found, expected=f"at most {limit}, the limit of the network")
     if suite.recipe is not None and suite.recipe.augment and kind is not Preprocessing:
         found = f"{suite.recipe.augment} of {INPUT_KINDS[kind]}s"

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.core.interventions import AdaptBatchNorm, Adapters, InterpolatePhase, TopGroups
+from xferbench.core.interventions import ADDED_KINDS, AdaptBatchNorm, InterpolatePhase, TopGroups
 from xferbench.core.pipeline import PHASE_FIELDS, SUPPORTABLE_FIELDS, Selection
 from xferbench.core.reason import Code, Reason, because
+from xferbench.core.strategies import virtual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import Arm, Pipeline, Recipe
     from xferbench.core.plugin import Profile
 
-MISSING_LAYERS = ("norm", "bias", "lora", "adapter")  # requirements of trainable kinds that a backbone may lack
+# The requirements of trainable kinds that a backbone may lack.
+MISSING_LAYERS = ("norm", "bias", "lora", "adapter", "prompt", "prefix")
 
 
 def why_not_trainable(recipe: Recipe, profile: Profile) -> Reason | None:
@@ -63,10 +65,21 @@ def why_missing_layers(recipe: Recipe, profile: Profile) -> Reason | None:
             return because(Code.LAYERS_MISSING, value=trainable, requirement=missing[0])
         if isinstance(trainable, TopGroups) and trainable.groups > len(profile.model.groups):
             return because(Code.TOO_FEW_GROUPS, value=trainable, groups=len(profile.model.groups))
-        if isinstance(trainable, Adapters) and profile.model.outputs:
-            return because(Code.FINISHED_WITHOUT_ADAPTERS, value=trainable)
-    sizes = {str(phase.trainable) for phase in recipe.phases if isinstance(phase.trainable, Adapters)}
-    return because(Code.ADAPTERS_OF_SEVERAL_SIZES, values=tuple(sorted(sizes))) if len(sizes) > 1 else None
+        if isinstance(trainable, ADDED_KINDS) and profile.model.outputs:
+            return because(Code.FINISHED_WITHOUT_ADDED, value=trainable)
+    for kind in ADDED_KINDS:
+        sizes = {str(phase.trainable) for phase in recipe.phases if isinstance(phase.trainable, kind)}
+        if len(sizes) > 1:
+            return because(Code.ADDED_OF_SEVERAL_SIZES, values=tuple(sorted(sizes)))
+    return _why_no_room(recipe, profile)
+
+
+def _why_no_room(recipe: Recipe, profile: Profile) -> Reason | None:
+    """Return that a network has too few positions for the virtual tokens and the longest text, or None."""
+    tokens, length, limit = virtual_tokens(recipe), profile.model.size[-1], max(profile.model.accepted_sizes, default=0)
+    if not tokens or not limit or tokens + length <= limit:
+        return None
+    return because(Code.NO_ROOM_FOR_TOKENS, tokens=tokens, length=length, limit=limit)
 
 
 def describe_trainable(profile: Profile) -> str:

@@ -159,6 +159,8 @@ REQUIREMENTS: Mapping[str, str] = {
     "bias": "biases below its head",
     "lora": "linear or convolutional weights below its head",
     "adapter": "place for an adapter",
+    "prompt": "input embeddings of tokens, or none that a prompt can precede",
+    "prefix": "attention layers that take a prefix of keys and values",
 }
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from xferbench.core.interventions.base import Intervention, number
 
 __all__ = [
+    "ADDED_KINDS",
     "ALL_LAYERS",
     "AUGMENTATIONS",
     "DANN",
@@ -35,6 +36,8 @@ __all__ = [
     "MLPHead",
     "NormLayers",
     "OwnHead",
+    "PrefixTokens",
+    "PromptTokens",
     "RandomHead",
     "Regularizer",
     "Replay",
@@ -112,6 +115,26 @@ class Adapters(Trainable):
     words: ClassVar[str] = "adapters of {channels} channels"
     requires: ClassVar[tuple[str, ...]] = ("adapter",)
     channels: int = number(low=1, whole=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTokens(Trainable):
+    """The head and embeddings of virtual tokens before each text, which exist from the first phase on (Lester et al. 2021)."""
+
+    spelling: ClassVar[str] = "prompt"
+    words: ClassVar[str] = "a prompt of {tokens} virtual tokens"
+    requires: ClassVar[tuple[str, ...]] = ("prompt",)
+    tokens: int = number(low=1, whole=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixTokens(Trainable):
+    """The head and keys and values of virtual tokens in each attention layer, from the first phase on (Li & Liang 2021)."""
+
+    spelling: ClassVar[str] = "prefix"
+    words: ClassVar[str] = "a prefix of {tokens} virtual tokens"
+    requires: ClassVar[tuple[str, ...]] = ("prefix",)
+    tokens: int = number(low=1, whole=True)
 
 
 class Head(Intervention):
@@ -262,7 +285,8 @@ class Distillation(Regularizer):
     weight: float = number(low=0, low_open=True, high=1)
 
 
-TRAINABLES = (HeadOnly, TopGroups, NormLayers, Biases, LoRA, Adapters, AllLayers)
+TRAINABLES = (HeadOnly, TopGroups, NormLayers, Biases, LoRA, Adapters, PromptTokens, PrefixTokens, AllLayers)
+ADDED_KINDS = (Adapters, PromptTokens, PrefixTokens)  # those that train parameters which no checkpoint contains
 HEADS = (RandomHead, ZeroHead, MLPHead)
 AUGMENTATIONS = (Flip, Crop, FlipAndCrop)
 REGULARIZERS = (L2SP, EWC, LwF, DANN, Replay, Distillation)

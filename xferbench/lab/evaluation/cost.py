@@ -42,7 +42,7 @@ def compute_cost(
     Args:
         phases: the phases of the training.
         layout: the layer layout of the network.
-        module: the network, with its adapters if it has any.
+        module: the network, with the adapters and virtual tokens that it has.
         init: as in :class:`xferbench.core.pipeline.Recipe`.
         shape: the shape of one preprocessed example. Without it, the result has no ``multiply_adds``.
 
@@ -54,7 +54,7 @@ def compute_cost(
         UserError: if a phase cannot be applied to the network.
     """
     sizes = {name: tensor.numel() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    stored_whole: set[str] = set(sizes) if init != PRETRAINED else {name for name in sizes if backbones.is_adapter(name)}
+    stored_whole: set[str] = set(sizes) if init != PRETRAINED else {name for name in sizes if backbones.is_added(name)}
     stored_whole |= {name for name in sizes if backbones.is_within(name, [layout.head])}
     trained: dict[str, int] = {}
     low_rank: dict[str, int] = {}  # values in the factors of a low-rank update
@@ -82,7 +82,7 @@ def compute_cost(
 def multiply_adds(module: nn.Module, shape: batch.Shape) -> float:
     """Count the multiply-adds of all convolutions and matrix products in the forward pass of one example.
 
-    Adapters are included. A low-rank update is merged into its weight and costs nothing.
+    Adapters and virtual tokens are included. A low-rank update is merged into its weight and costs nothing.
 
     Args:
         module: the network.

@@ -141,7 +141,7 @@ def relative_change(before: Tensor, after: Tensor) -> float:
 
 def weights_by_group(network: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Return the names of the weight matrices and kernels of each layer group that has any."""
-    parameters = [name for name, _ in network.module.named_parameters() if not backbones.is_adapter(name)]
+    parameters = [name for name, _ in network.module.named_parameters() if not backbones.is_added(name)]
     weights = [name for name in parameters if name in tensors and tensors[name].ndim > 1]
     by_group = {
         group.name: [name for name in weights if backbones.is_within(name, group.prefixes)] for group in network.layout.groups

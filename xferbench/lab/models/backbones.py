@@ -34,7 +34,12 @@ MIN_GROUPS = 4
 MAX_GROUP_SHARE = 0.8  # maximum share of the layers in one group, if the group can be divided
 NORM_LAYERS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 LINEAR_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)  # layers whose weights are matrices; kernels are flattened
-ADAPTER_NAMES = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")  # parameters of a bottleneck adapter
+# The parameters that a recipe adds to a network, by the kind of partial training.
+ADDED_NAMES = {
+    "adapter": ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias"),
+    "prompt": ("virtual_prompt",),
+    "prefix": ("virtual_keys", "virtual_values"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,29 +207,33 @@ def trainable_names(layout: LayerLayout, model: nn.Module, trainable: Trainable)
         return {name for name in names if depth[name] <= top_groups}
     groups = ", ".join(group.name for group in layout.groups)
     top_n = f"top:N with N from 1 to {len(layout.groups)} (groups from the input up: {groups})"
-    expected = f"head, norm, bias, lora:R, adapter:R, all, or {top_n}"
+    expected = f"head, norm, bias, lora:R, adapter:R, prompt:N, prefix:N, all, or {top_n}"
     raise UserError("trainable: cannot be applied to this network", found=str(trainable), expected=expected)
 
 
 def names_by_kind(layout: LayerLayout, model: nn.Module) -> dict[str, set[str]]:
-    """Return the names of the parameters below the head for each kind of partial training: norm, bias, lora and adapter."""
+    """Return the names of the parameters below the head for each kind of partial training, from norm to prefix."""
     layers = dict(model.named_modules())
     norm_layers, linear_layers = (
         [name for name, layer in layers.items() if isinstance(layer, types)] for types in (NORM_LAYERS, LINEAR_LAYERS)
     )
     below_head = {name for name, _ in model.named_parameters() if not is_within(name, [layout.head])}
-    original = {name for name in below_head if not is_adapter(name)}
+    original = {name for name in below_head if not is_added(name)}
     return {
         "norm": {name for name in original if is_within(name, norm_layers)},
         "bias": {name for name in original if name.endswith("bias")},
         "lora": {name for name in original if name.endswith("weight") and is_within(name, linear_layers)},
-        "adapter": below_head - original,
+        **{kind: {name for name in below_head if _last_part(name) in added} for kind, added in ADDED_NAMES.items()},
     }
 
 
-def is_adapter(name: str) -> bool:
-    """Return whether a tensor belongs to a bottleneck adapter. Checkpoints do not contain such tensors."""
-    return name.rpartition(".")[2] in ADAPTER_NAMES
+def is_added(name: str) -> bool:
+    """Return whether a tensor belongs to a bottleneck adapter or to virtual tokens. Checkpoints contain no such tensors."""
+    return any(_last_part(name) in added for added in ADDED_NAMES.values())
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def layer_depth(layout: LayerLayout, model: nn.Module) -> dict[str, int]:

@@ -19,36 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import Adapters
 from xferbench.lab.models import backbones
-from xferbench.lab.models.backbones import ADAPTER_NAMES
+from xferbench.lab.models.backbones import ADDED_NAMES
 from xferbench.lab.training import seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from xferbench.core.pipeline import Phase
     from xferbench.lab.data.batch import Shape
     from xferbench.lab.models.backbones import LayerLayout
 
-DOWN, DOWN_BIAS, UP, UP_BIAS = ADAPTER_NAMES
-
-
-def adapter_channels(phases: Iterable[Phase]) -> int:
-    """Return the number of channels of the adapters that some phases train, or 0 if they train none.
-
-    Raises:
-        UserError: if the phases need adapters of different sizes. A network has one adapter after each group.
-    """
-    adapters = [phase.trainable for phase in phases if isinstance(phase.trainable, Adapters)]
-    sizes = {adapter.channels for adapter in adapters}
-    if len(sizes) > 1:
-        raise UserError(
-            "adapters of several sizes in one training",
-            found=", ".join(map(str, adapters)),
-            expected="the same R in each adapter:R",
-        )
-    return next(iter(sizes), 0)
+DOWN, DOWN_BIAS, UP, UP_BIAS = ADDED_NAMES["adapter"]
 
 
 def insert_adapters(model: nn.Module, layout: LayerLayout, shape: Shape, channels: int) -> None:
@@ -124,7 +103,7 @@ def initial_adapters(model: nn.Module, seed: int) -> dict[str, Tensor]:
         if name.endswith(DOWN):
             values = rng.uniform(-1, 1, parameter.shape) / sqrt(parameter.shape[1])
             tensors[name] = torch.from_numpy(values).to(parameter.dtype)
-        elif backbones.is_adapter(name):
+        elif name.rpartition(".")[2] in ADDED_NAMES["adapter"]:
             tensors[name] = torch.zeros_like(parameter).detach()
     return tensors
 

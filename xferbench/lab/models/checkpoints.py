@@ -163,9 +163,9 @@ def spare_names(model: nn.Module, tensors: Mapping[str, Tensor], head: str) -> s
 
 
 def _network_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
-    """Return the tensors of a network without those of its head and its adapters."""
+    """Return the tensors of a network without those of its head, its adapters and its virtual tokens."""
     tensors = model.state_dict().items()
-    return {name: tensor for name, tensor in tensors if not (backbones.is_within(name, [head]) or backbones.is_adapter(name))}
+    return {name: tensor for name, tensor in tensors if not (backbones.is_within(name, [head]) or backbones.is_added(name))}
 
 
 def _body_shapes(model: nn.Module, head: str) -> dict[str, tuple[int, ...]]:

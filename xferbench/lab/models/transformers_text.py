@@ -40,6 +40,19 @@ class TextClassifier(nn.Module):
         return logits
 
 
+def pretrained_body(module: nn.Module) -> nn.Module | None:
+    """Return the pretrained network of transformers in a network for text, which computes hidden states; None in any other."""
+    if isinstance(module, TextNetwork):
+        return module.encoder.model
+    return module.model.base_model if isinstance(module, TextClassifier) else None
+
+
+def named_arguments(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of a network of transformers by name."""
+    names = list(inspect.signature(model.forward).parameters)
+    return dict(zip(names, arguments, strict=False)) | dict(named)
+
+
 def added_layers(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the layers that a classifier of transformers adds to its pretrained network, for any module.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from xferbench.core.errors import UserError, suggest
-from xferbench.core.interventions import Adapters, AllLayers, Biases, HeadOnly, LoRA, NormLayers, Trainable
+from xferbench.core.interventions import ADDED_KINDS, AllLayers, Biases, HeadOnly, LoRA, NormLayers, Trainable
 from xferbench.lab.models import backbones
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def trainable_names(model: nn.Module, trainable: Trainable, head_name: str, shap
     names = set(named_parameters(model))
     if isinstance(trainable, AllLayers):
         return names
-    if isinstance(trainable, LoRA | Adapters):
+    if isinstance(trainable, (LoRA, *ADDED_KINDS)):
         expected = "head, top:N, norm, bias or all; or no recipe, to use requires_grad"
         raise UserError("trainable: a watched model defines its own adapters", found=str(trainable), expected=expected)
     if isinstance(trainable, HeadOnly | NormLayers | Biases):

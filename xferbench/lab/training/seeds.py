@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS, REPLAY, AUGMENT = range(8)
-LOW_RANK, ADAPTER, DISCRIMINATOR, INTERVENTION, PERMUTED_LABELS = 20, 21, 22, 23, 24
+LOW_RANK, ADAPTER, DISCRIMINATOR, INTERVENTION, PERMUTED_LABELS, VIRTUAL_TOKENS = range(20, 26)
 
 
 def numpy_stream(seed: int, purpose: int, *more: int) -> np.random.Generator:

@@ -19,8 +19,8 @@ from xferbench.data import sources, user_code
 from xferbench.lab.data import batch, datasets, domains, tokens
 from xferbench.lab.data.preprocessing import to_tensor
 from xferbench.lab.models import (
+    added_parameters,
     backbones,
-    bottleneck_adapters,
     checkpoint_reader,
     checkpoints,
     dropout,
@@ -33,6 +33,7 @@ from xferbench.lab.models import (
 from xferbench.lab.training import user_training
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import AbstractContextManager
 
     from xferbench.core.finished_head import FinishedHead
@@ -270,8 +271,8 @@ def _run_network(
 ) -> tuple[list[str], tuple[float, float]]:
     """Run the network. Return the kinds of layers that it lacks, and the times of :func:`_measure_seconds`."""
     with _name_user_code(code):
-        adapter_places = bottleneck_adapters.adapter_places(module, layout, datasets.input_shape(dataset, transform))
-        names_by_kind = backbones.names_by_kind(layout, module) | {"adapter": adapter_places}
+        places = added_parameters.places(module, layout, datasets.input_shape(dataset, transform))
+        names_by_kind: dict[str, Collection[str]] = {**backbones.names_by_kind(layout, module), **places}
         seconds = _measure_seconds(module, dataset, transform, device)
     layers_by_kind = names_by_kind | {"dropout": set(dropout.dropout_layers(module, layout.head))}
     return [kind for kind, names in layers_by_kind.items() if not names], seconds

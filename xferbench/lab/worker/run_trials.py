@@ -25,7 +25,7 @@ from xferbench.core.trial import TrainingSpec
 from xferbench.data import user_code
 from xferbench.lab.data import datasets, domains, shortcut_cue
 from xferbench.lab.evaluation import context, evaluate, leakage
-from xferbench.lab.models import backbones, bottleneck_adapters, checkpoint_reader, checkpoints, finished, heads, initialization
+from xferbench.lab.models import added_parameters, backbones, checkpoint_reader, checkpoints, finished, heads, initialization
 from xferbench.lab.training import loop, seeds, user_training
 from xferbench.lab.training.network import Architecture, AuxiliaryInputs, TrainedModel
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from xferbench.core.finished_head import FinishedHead
+    from xferbench.core.interventions import Trainable
     from xferbench.core.pipeline import UserCode
     from xferbench.core.trial import ComputeContext, Trial
     from xferbench.lab.data.batch import Shape
@@ -103,7 +104,7 @@ def _network(
     device: str,
     cache: Path,
     head: Head = RANDOM_HEAD,
-    adapters: int = 0,
+    added: tuple[Trainable, ...] = (),
     finished_head: FinishedHead | None = None,
 ) -> Architecture:
     module = backbones.build(arch, classes, code).eval()
@@ -113,8 +114,7 @@ def _network(
     if is_mlp_head(head):
         heads.replace_head(module, layout, head)
         layout = replace(layout, parameters=sum(parameter.numel() for parameter in module.parameters()))
-    if adapters:
-        bottleneck_adapters.insert_adapters(module, layout, shape, adapters)
+    added_parameters.insert(module, layout, shape, added)
     return Architecture(module=module, layout=layout, device=torch.device(device), cache=cache)
 
 
@@ -136,16 +136,16 @@ def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Data
         dataset = leakage.inject_duplicates(dataset, data, spec.seed)
     shape = datasets.input_shape(dataset, data.preprocessing)
     head = initial_network.head if is_mlp_head(initial_network.head) else RANDOM_HEAD
-    adapters = bottleneck_adapters.adapter_channels(spec.procedure.phases)
+    added = added_parameters.kinds(spec.procedure.phases)
     classes, device = len(dataset.classes), trial.context.device
     build = partial(_network, initial_network.arch, initial_network.code)
     if finished_head := initial_network.finished_head:
         outputs = classes if initial_network.sigmoid else finished_head.outputs
-        return dataset, build(outputs, shape, device, cache, head, adapters, finished_head)
-    network = build(classes, shape, device, cache, head, adapters)
+        return dataset, build(outputs, shape, device, cache, head, added, finished_head)
+    network = build(classes, shape, device, cache, head, added)
     if initial_network.head == OWN_HEAD and not initial_network.sigmoid:
         outputs = finished.head_outputs(network.module, network.layout.head, start_checkpoint(spec))
-        network = build(outputs, shape, device, cache, head, adapters)
+        network = build(outputs, shape, device, cache, head, added)
     return dataset, network
 
 
@@ -190,7 +190,7 @@ def start_tensors(spec: TrainingSpec, network: Architecture, trial: Trial, cache
         code=initial_network.code,
         transferred=initial_network.transferred,
     )
-    return tensors | bottleneck_adapters.initial_adapters(network.module, spec.seed)
+    return tensors | added_parameters.initial_tensors(network.module, tensors, spec.seed)
 
 
 def _trained_models(specs: Sequence[TrainingSpec], trial: Trial, cache: Path) -> tuple[list[TrainedModel], int]:
@@ -235,7 +235,7 @@ def _with_phase_start(
     """Add the start of the last phase to each network of a group.
 
     The start is trained again to the same bits, so that only interpolation pays for it and the files of weights stay as they
-    are. The last phase keeps its place with no steps, because its adapters exist from the first phase on.
+    are. The last phase keeps its place with no steps, because what it adds exists from the first phase on.
     """
     *earlier, last = specs[0].procedure.phases
     phases = (*earlier, replace(last, steps=0, warmup=0))
@@ -366,11 +366,11 @@ def _training_seconds(trial: Trial, trained: TrainedModel) -> float:
 
 
 def _as_if_pretrained(spec: TrainingSpec, trained: TrainedModel, network: Architecture) -> TrainedModel:
-    """Set the tensors before training to those of the checkpoint, except for the head and adapters, which start random."""
+    """Set the tensors before training to those of the checkpoint, except for the head and what the recipe adds."""
     head = network.layout.head
     tensors = {
         name: tensor
         for name, tensor in finished.checkpoint_tensors(network, start_checkpoint(spec), spec.network.finished_head).items()
-        if not (backbones.is_within(name, [head]) or backbones.is_adapter(name))
+        if not (backbones.is_within(name, [head]) or backbones.is_added(name))
     }
     return replace(trained, before=trained.before | tensors)
