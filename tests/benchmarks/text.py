@@ -32,6 +32,8 @@ RECIPES = (
     *({"name": f"full-{lr:g}", "strategy": "full", "lr": lr, "head_lr": 1e-3, **STEPS} for lr in (2e-5, 1e-4, 3e-4, 2e-3)),
     {"name": "lp-ft-1e-4", "strategy": "lp-ft", "lr": 1e-4, **STEPS},
     {"name": "lora-1e-3", "strategy": "lora", "lr": 1e-3, **STEPS},
+    *({"name": f"prompt-tuning-{lr:g}", "strategy": "prompt-tuning", "lr": lr, **STEPS} for lr in (1e-2, 3e-2)),
+    *({"name": f"prefix-tuning-{lr:g}", "strategy": "prefix-tuning", "lr": lr, **STEPS} for lr in (1e-2, 3e-2)),
     *({"name": f"scratch-{lr:g}", "strategy": "scratch", "lr": lr, **STEPS} for lr in (1e-4, 5e-4, 2e-3)),
 )
 
