@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from test_loop import CONTEXT, changed_names, one_thread  # noqa: F401
-from test_text_training import network_of, predict, table  # noqa: F401
+from test_text_training import network_of, table  # noqa: F401
 from test_tiny_bert import MAX_TOKENS, POOLINGS, TOKENS, WIDTH, build, fixed_seed, random_batch  # noqa: F401
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, Adapters, PrefixTokens, PromptTokens, Trainable
-from xferbench.core.pipeline import Phase
-from xferbench.core.trial import EvaluationSpec, ModelSpec, TrainingData, TrainingProcedure, TrainingSpec, Trial
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    HEAD_ONLY,
+    PRETRAINED,
+    RANDOM_HEAD,
+    Adapters,
+    PrefixTokens,
+    PromptTokens,
+)
+from xferbench.core.pipeline import Phase, WeightsFile
+from xferbench.core.trial import EvaluationSpec, InitialNetwork, ModelSpec, TrainingData, TrainingProcedure, TrainingSpec, Trial
+from xferbench.data import inputs
+from xferbench.lab.data import preprocessing, tokens
 from xferbench.lab.data.batch import example_shape
 from xferbench.lab.models import added_parameters, backbones, graph_split, prefix_tuning, transformers_text
 from xferbench.lab.training import loop
@@ -169,12 +181,12 @@ def test_two_numbers_of_virtual_tokens_in_one_training_are_refused():
         added_parameters.kinds([*phases, Phase(trainable=PromptTokens(tokens=9))])
 
 
-def prepare(table, tmp_path, *phases, seeds=(0,)):  # noqa: F811
+def prepare(table, tmp_path, *phases, seeds=(0,), start=None):  # noqa: F811
     """Return specs of trainings of the small BERT, with the network, the start tensors and the dataset."""
     data, transform = table
     specs = [
         TrainingSpec(
-            network=network_of("tiny-bert", tmp_path),
+            network=start or network_of("tiny-bert", tmp_path),
             data=TrainingData(dataset=data, train_size=80, preprocessing=replace(transform, max_length=16)),
             procedure=TrainingProcedure(phases=phases),
             seed=seed,
@@ -207,10 +219,21 @@ def test_training_in_lockstep_equals_training_alone(kind, table, tmp_path):  # n
         torch.testing.assert_close(actual.last, alone.last, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("spelling", ["prompt:4", "prefix:4"])
-def test_virtual_tokens_learn_which_word_is_the_class(spelling, table, tmp_path):  # noqa: F811
-    data, transform = table
-    phase = Phase(trainable=Trainable.parse(spelling), lr=3e-2, steps=120, batch_size=16)
-    fitted = replace(transform, max_length=16)
-    predictions = predict(network_of("tiny-bert", tmp_path), data, fitted, phase, tmp_path / "cache")
-    assert len(predictions.label) == 40
+@pytest.mark.parametrize(("kind", "share"), [(PROMPT, 0.9), (PREFIX, 0.998)], ids=str)  # few scores go to a short prefix
+def test_trained_virtual_tokens_fit_new_texts_better_than_their_initial_ones(kind, share, tmp_path):
+    weights = inputs.SHIPPED_WEIGHTS_FOLDER / inputs.SHIPPED_WEIGHTS["tiny-bert"]
+    start = WeightsFile(digest=files.sha256(weights), path=str(weights))
+    source = InitialNetwork(arch="tiny-bert", init=PRETRAINED, start=start, head=RANDOM_HEAD)
+    near = inputs.digest_data("synthetic:text-near"), tokens.recorded_tokens(weights)
+    phase = Phase(trainable=kind, batchnorm=BATCHNORM_EVAL, lr=1e-2, steps=60, batch_size=16)
+    specs, network, starts, dataset = prepare(near, tmp_path, phase, start=source)
+    (trained,) = loop.train(specs, network, starts, dataset)
+    texts = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.test.images[:500])), specs[0].data.preprocessing)
+    labels = torch.from_numpy(dataset.test.labels[:500])
+    initial = {name: tensor for name, tensor in trained.before.items() if backbones.is_added(name)}
+    with torch.no_grad():
+        losses = [
+            float(nn.functional.cross_entropy(functional_call(network.module.eval(), tensors, (texts,)), labels))
+            for tensors in (trained.last, trained.last | initial)
+        ]
+    assert losses[0] < share * losses[1], losses

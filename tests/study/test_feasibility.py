@@ -145,6 +145,15 @@ def test_an_infeasible_recipe_is_refused_before_training(key, tmp_path):
         )
     assert error.value.found == "bias: the backbone has no biases below its head"
     assert ("[checkpoint] believed" if key == "believed" else "[recipe] trainable") in error.value.what
+    assert error.value.do == "choose one of them"
+
+
+def test_too_many_virtual_tokens_are_refused_before_training(tmp_path):
+    suite = replace_flat(loader.load_suite(loader.find_suite("quick")), recipe=make_recipe("prompt:9"))
+    profile = replace(PROFILE, model=replace(PROFILE.model, size=(2, 24), accepted_sizes=(32,)))
+    with store.open_store(tmp_path / "s.sqlite") as database, pytest.raises(UserError, match="9 virtual tokens") as error:
+        execute.profile_pipeline(suite, database, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: profile))
+    assert error.value.do == "use fewer, or a lower max_length"
 
 
 def test_a_dropout_that_no_layer_applies_is_refused_before_training(tmp_path):

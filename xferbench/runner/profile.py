@@ -22,6 +22,7 @@ from xferbench.core.pipeline import (
     Serving,
 )
 from xferbench.core.plugin import ProfileRequest
+from xferbench.core.reason import Code
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_steps, virtual_tokens
 from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Tokens, complete_tokens
@@ -247,6 +248,7 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
                 f"{suite.invocation.path}: {key}",
                 found=write_sentence(reason),
                 expected=feasibility.describe_trainable(profile),
+                do="use fewer, or a lower max_length" if reason.code == Code.NO_ROOM_FOR_TOKENS else "choose one of them",
             )
     if suite.recipe is not None and (reason := feasibility.why_no_dropout(suite.recipe, profile)):
         raise UserError(f"{suite.invocation.path}: [recipe] dropout", found=write_sentence(reason), do="leave it out")
