@@ -283,11 +283,11 @@ def page(rows):
     planted = [row for row in rows if row["planted"] != "nothing"]
     healthy = [row for row in rows if row["planted"] == "nothing"]
     lines = ["# What audits find in text classifiers that plain scripts have fine-tuned", ""]
-    lines += [(__doc__ or "").split("\n\n", 2)[2].strip(), ""]
+    lines += [(__doc__ or "").split("\n\n", 2)[2].strip().replace("``", "`"), ""]
     hits, clean = (sum(row["outcome"] == word for row in rows) for word in ("hit", "clean"))
     lines += [
         f"Planted: {len(planted)}; {hits} hit. Healthy: {len(healthy)}; {clean} clean. Harm is in points of accuracy.",
-        f"{processor_name()}, torch {torch.__version__}. Seconds are those of the processor in the parent process.",
+        f"{processor_name()}, torch {torch.__version__.partition('+')[0]}. Seconds: processor time of the parent process.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
