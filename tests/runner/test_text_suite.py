@@ -77,6 +77,19 @@ def classifier(tmp_path):
     return folder, tmp_path / "texts.csv"
 
 
+def test_added_tokens_without_embeddings_are_refused(classifier, tmp_path, capsys):
+    folder, table = classifier
+    rows = table.read_text()
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text(vocabulary.read_text() + "zebra\n")
+    table.write_text(rows.rstrip("\n") + "\nzebra,1,test\n")
+    options = ["--store", tmp_path / "store.sqlite", "-o", tmp_path / "out", "--device", "cpu"]
+    assert main(["audit", "--after", str(folder), "--data", f"csv:{table}", *map(str, options)]) == 2
+    error = capsys.readouterr().err
+    assert "the tokenizer has tokens without an embedding" in error
+    assert "do: call model.resize_token_embeddings(len(tokenizer)) before training" in error
+
+
 def test_an_audit_reads_a_classifier_of_transformers_with_its_tokenizer(classifier, tmp_path, capsys):
     folder, table = classifier
     arguments = [

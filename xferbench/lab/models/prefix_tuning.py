@@ -22,8 +22,8 @@ from xferbench.core.errors import UserError
 from xferbench.lab.models import tiny_bert_tokens, transformers_text
 from xferbench.lab.models.backbones import ADDED_NAMES
 from xferbench.lab.models.batchnorm import preserve_modes
-from xferbench.lab.models.prompt_tuning import input_embeddings
 from xferbench.lab.models.tiny_bert import Bert
+from xferbench.lab.models.token_embeddings import input_embeddings
 from xferbench.lab.training import seeds
 
 if TYPE_CHECKING:

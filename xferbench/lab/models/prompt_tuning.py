@@ -23,6 +23,7 @@ from xferbench.lab.models import tiny_bert_tokens, transformers_text
 from xferbench.lab.models.backbones import ADDED_NAMES
 from xferbench.lab.models.batchnorm import preserve_modes
 from xferbench.lab.models.tiny_bert import Bert
+from xferbench.lab.models.token_embeddings import input_embeddings
 from xferbench.lab.training import seeds
 
 if TYPE_CHECKING:
@@ -38,13 +39,6 @@ def prompt_place(module: nn.Module) -> tuple[str, ...]:
         return ()
     embeddings = input_embeddings(module)
     return tuple(name for name, layer in module.named_modules() if layer is embeddings)
-
-
-def input_embeddings(module: nn.Module) -> nn.Embedding:
-    """Return the embeddings of the tokens of a network for text."""
-    body: Any = transformers_text.pretrained_body(module)
-    embeddings: nn.Embedding = module.embeddings.word_embeddings if isinstance(module, Bert) else body.get_input_embeddings()
-    return embeddings
 
 
 def insert_prompt(module: nn.Module, tokens: int) -> None:

@@ -28,6 +28,7 @@ from xferbench.lab.models import (
     finished_heads,
     heads,
     published_preprocessing,
+    token_embeddings,
     transformers_models,
 )
 from xferbench.lab.training import user_training
@@ -131,6 +132,9 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     dataset = datasets.load_dataset(request.target, transform, None if checkpoint else test_size, cache)
     train, validation = _subset(dataset, request)
     module, layout = _build_network(arch, code, dataset, transform)
+    if isinstance(transform, Tokens):
+        splits = {"training": dataset.train, "validation": dataset.validation, "test": dataset.test}
+        token_embeddings.check_ids(module, {name: split.images[:, 0] for name, split in splits.items() if split is not None})
     state, reading_note = checkpoint_reader.read_with_note(Path(weights.path))
     pretrained_notes = (reading_note, checkpoints.match_names(module, state, layout.head)[1])
     head, summary = checkpoints.head_tensors(module, state, layout.head), None
