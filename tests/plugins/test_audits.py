@@ -142,7 +142,7 @@ def test_a_repair_that_helps_on_both_halves_is_a_fail_with_a_patch():
     (finding,) = run.findings
     assert finding.verdict == "FAIL"
     assert finding.remedy["verified"]
-    assert finding.remedy["patch"] == ["# classes in the order that the screened images ask for"]
+    assert finding.remedy["patch"] == ["# classes in the order that the screened half asks for"]
     assert "confidence" not in finding.reason, "an edit fitted on the screened half has no confidence"
 
 

@@ -81,8 +81,8 @@ def test_the_cure_is_a_temperature_and_is_described_in_words():
     cured = calibration.cure(PIPELINE, PROFILE)
     assert cured == replace(PIPELINE, edits=(FitTemperature(),))
     lines = render.pipeline_patch(PIPELINE, cured, Preprocessing())
-    assert "# logits divided by a temperature fitted on images kept apart" in lines
-    assert render.describe_pipeline(cured, PIPELINE.data.train_preprocessing).endswith("fitted on images kept apart")
+    assert "# logits divided by a temperature fitted on examples kept apart" in lines
+    assert render.describe_pipeline(cured, PIPELINE.data.train_preprocessing).endswith("fitted on examples kept apart")
     assert calibration.audit.cure is calibration.cure, "the audit uses the same cure"
 
 

@@ -52,7 +52,7 @@ class ClassImbalance(DataIntervention):
     """The classes have a long tail: the first has ``ratio`` times as many images as the last, which has at least one."""
 
     spelling: ClassVar[str] = "class-imbalance"
-    words: ClassVar[str] = "training classes from most to fewest images {ratio:g} to 1"
+    words: ClassVar[str] = "training classes from most to fewest examples {ratio:g} to 1"
     implementation: ClassVar[str] = "xferbench.lab.training.class_imbalance:thin_classes"
     ratio: float = number(low=1, low_open=True)
 

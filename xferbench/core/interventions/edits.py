@@ -159,7 +159,7 @@ class AssignClasses(Edit):
     """Reorder the head's outputs by the order that fits the screened examples best."""
 
     spelling: ClassVar[str] = "classes:assigned@1"
-    words: ClassVar[str] = "classes in the order that the screened images ask for"
+    words: ClassVar[str] = "classes in the order that the screened half asks for"
     screened: ClassVar[bool] = True
 
 
@@ -176,7 +176,7 @@ class FitTemperature(Edit):
     """Divide the logits by a temperature fitted on held-out images (Guo et al. 2017)."""
 
     spelling: ClassVar[str] = "temperature:fitted@1"
-    words: ClassVar[str] = "logits divided by a temperature fitted on images kept apart"
+    words: ClassVar[str] = "logits divided by a temperature fitted on examples kept apart"
     screened: ClassVar[bool] = True
 
 
@@ -185,7 +185,7 @@ class FitClassBias(Edit):
     """Add a bias to each class that is fitted on held-out images, so that no decision threshold is left to repair."""
 
     spelling: ClassVar[str] = "bias:fitted@1"
-    words: ClassVar[str] = "a bias of each class fitted on images kept apart"
+    words: ClassVar[str] = "a bias of each class fitted on examples kept apart"
     screened: ClassVar[bool] = True
 
 
@@ -227,7 +227,7 @@ class ProbeHead(Edit):
     """Replace the head with a linear head fitted on the target's training images."""
 
     spelling: ClassVar[str] = "head:probe"
-    words: ClassVar[str] = "a head fitted anew on training images"
+    words: ClassVar[str] = "a head fitted anew on training examples"
 
 
 FINISHES = (AdaptBatchNorm, InterpolatePhase)
