@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
-from xferbench.lab.models import tiny_bert_tokens, transformers_text
+from xferbench.lab.models import tiny_bert_tokens, transformers_models, transformers_text
 from xferbench.lab.models.backbones import ADDED_NAMES
 from xferbench.lab.models.batchnorm import preserve_modes
 from xferbench.lab.models.tiny_bert import Bert
@@ -121,18 +121,12 @@ def _keys_and_values(module: nn.Module, tensors: Mapping[str, Tensor], words: Te
 
 def _run_with_cache(body: nn.Module, tensors: Mapping[str, Tensor], words: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return the keys and values [1, heads, tokens, channels] that each attention layer stores for later tokens."""
-    cache = _import_cache()
+    cache = transformers_models.import_transformers().DynamicCache()
     words = words.to(next(body.parameters()).device)
     inputs = {"input_ids": words, "attention_mask": torch.ones_like(words), _cache_argument(body): cache}
     with torch.no_grad(), preserve_modes(body):
         functional_call(body.eval(), dict(tensors), (), inputs)
     return [(layer.keys[:, :, -words.shape[1] :], layer.values[:, :, -words.shape[1] :]) for layer in cache.layers]
-
-
-def _import_cache() -> Any:
-    import transformers
-
-    return transformers.DynamicCache()
 
 
 def _cache_argument(body: nn.Module) -> str:
@@ -145,7 +139,7 @@ def _pass_prefix(body: nn.Module, arguments: tuple[Any, ...], named: dict[str, A
     inputs, cache_argument = transformers_text.named_arguments(body, arguments, named), _cache_argument(body)
     if inputs.get(cache_argument) is not None:
         return None
-    mask, cache, tokens = inputs["attention_mask"], _import_cache(), 0
+    mask, cache, tokens = inputs["attention_mask"], transformers_models.import_transformers().DynamicCache(), 0
     holders = [layer for layer in body.modules() if hasattr(layer, KEYS)]
     for index, layer in enumerate(holders):
         keys, values = (getattr(layer, name).expand(mask.shape[0], -1, -1, -1) for name in (KEYS, VALUES))
