@@ -248,7 +248,7 @@ def page(times, results, rounds):
         lines.append(f"| {kind} | {' | '.join(f'{100 * recall[number]:.1f}' for _, _, recall, *_ in results.values())} |")
     lines.append(f"| found where nothing is planted | {' | '.join(str(alarms) for *_, alarms, _, _ in results.values())} |")
     lines.append(
-        f"| wrong matches beside these, all searches | {' | '.join(str(wrong) for *_, wrong, _ in results.values())} |"
+        f"| other matches that are wrong, all searches | {' | '.join(str(wrong) for *_, wrong, _ in results.values())} |"
     )
     table, seconds = "\n".join(lines), "\n".join(times)
     machine = f"NumPy {np.__version__}, {os.cpu_count()} cores ({processor_name()}), Python {platform.python_version()}"

@@ -34,7 +34,7 @@ class Setting:
     """A training.
 
     Attributes:
-        expected: the kinds of events of which one names the fault; empty for a sound training.
+        expected: the kinds of events that name the fault; empty for a sound training.
         task: ``questions`` or ``reviews``.
         count, tested: the numbers of training and of evaluation texts.
         kind: ``bert``, ``distilbert`` or ``gpt2``.

@@ -113,7 +113,7 @@ def page(results, times):
         lines.append(f"| {kind} | {' | '.join(f'{100 * recall[number]:.0f}' for _, _, recall, *_ in values)} |")
     for number, label in enumerate(("identical", "near")):
         lines.append(f"| {label}, nothing planted | {' | '.join(str(found[number]) for *_, found, _ in values)} |")
-    lines.append(f"| wrong matches beside these, all searches | {' | '.join(str(wrong) for *_, wrong in values)} |")
+    lines.append(f"| other matches that are wrong, all searches | {' | '.join(str(wrong) for *_, wrong in values)} |")
     rows = [f"| {test:,} × {train:,} | {first:.1f} | {second:.1f} |" for (test, train), (first, second) in times.items()]
     table, seconds = "\n".join(lines), "\n".join(rows)
     machine = f"NumPy {np.__version__}, {os.cpu_count()} cores ({processor_name()}), Python {platform.python_version()}"

@@ -119,7 +119,7 @@ def test_commands_that_differ_in_one_of_four_words_are_not_duplicates(size, fals
 
 
 def test_the_copies_among_the_questions_of_trec_are_found(shared):
-    """Beside the identical questions, four of TREC are found: three ask the same in other words, one is a false alarm."""
+    """Four of TREC are found next to the identical questions: three ask the same in other words, one is a false alarm."""
     folder = shared / "data" / "text"
     train, test = (
         [line.partition(" ")[2].strip() for line in (folder / name).read_text("latin-1").split("\n") if line]

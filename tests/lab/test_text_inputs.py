@@ -99,7 +99,7 @@ def without_mask(batches):
 
 
 def with_labels_of_tokens(batches, share=1.0):
-    """Replace the labels by those of the visible tokens, some of which are ignored."""
+    """Replace the labels by those of the visible tokens, and ignore some."""
     random = torch.Generator().manual_seed(1)
     for batch in batches:
         used = (batch["attention_mask"] > 0) & (torch.rand(batch["input_ids"].shape, generator=random) < share)

@@ -13,6 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file
+from test_data_leakage import SUITE as IMAGE_SUITE
+from test_data_leakage import run_suite
 
 from xferbench.analysis import exit_code
 from xferbench.cli import main
@@ -134,34 +136,7 @@ def test_injected_texts_replace_training_texts_of_their_class_and_are_found(leak
     assert set(np.flatnonzero(leaked)) <= set(test_indices.tolist())
 
 
-SUITE = """
-schema = 1
-name = "leaky"
-plugins = ["data-leakage"]
-looks = [1]
-tuning_seeds = 1
-max_duplicates = {allowed}
-[backbone]
-arch = "tiny-bert"
-[target]
-data = "{data}"
-train_size = 40
-[recipe]
-strategy = "linear-probe"
-steps = 4
-[scratch]
-lr = [1e-3]
-weight_decay = [0.01]
-steps = 2
-"""
-
-
-def run_suite(tmp_path, text):
-    """Run a suite. Return the exit code, and the findings by their id."""
-    file, out = tmp_path / "leaky.toml", tmp_path / "out"
-    file.write_text(text)
-    code = main.main(["run", str(file), "-o", str(out), "--store", str(tmp_path / "s.sqlite"), "-j", "1"])
-    return code, {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
+SUITE = IMAGE_SUITE.replace("tiny-resnet", "tiny-bert").replace("npz:", "")
 
 
 def test_texts_that_are_in_training_fail_and_are_listed(leaky_table, tmp_path):

@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
-from xferbench.lab.models import tiny_bert_tokens, transformers_models, transformers_text
+from xferbench.lab.models import call_arguments, tiny_bert_tokens, transformers_models, transformers_text
 from xferbench.lab.models.backbones import ADDED_NAMES
 from xferbench.lab.models.batchnorm import preserve_modes
 from xferbench.lab.models.tiny_bert import Bert
@@ -130,13 +129,13 @@ def _run_with_cache(body: nn.Module, tensors: Mapping[str, Tensor], words: Tenso
 
 
 def _cache_argument(body: nn.Module) -> str:
-    parameters = inspect.signature(body.forward).parameters
-    return next((name for name in CACHE_ARGUMENTS if name in parameters), "")
+    names = call_arguments.argument_names(body)
+    return next((name for name in CACHE_ARGUMENTS if name in names), "")
 
 
 def _pass_prefix(body: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """Add the prefix to a call as past keys and values, which the mask shows. A call that has some is left as it is."""
-    inputs, cache_argument = transformers_text.named_arguments(body, arguments, named), _cache_argument(body)
+    inputs, cache_argument = call_arguments.named_arguments(body, arguments, named), _cache_argument(body)
     if inputs.get(cache_argument) is not None:
         return None
     mask, cache, tokens = inputs["attention_mask"], transformers_models.import_transformers().DynamicCache(), 0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
-from xferbench.lab.models import tiny_bert_tokens, transformers_text
+from xferbench.lab.models import call_arguments, tiny_bert_tokens, transformers_text
 from xferbench.lab.models.backbones import ADDED_NAMES
 from xferbench.lab.models.batchnorm import preserve_modes
 from xferbench.lab.models.tiny_bert import Bert
@@ -93,7 +93,7 @@ def _takes_embeddings(body: Any) -> bool:
 
 def _prepend_prompt(body: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Replace the token ids of a call by their embeddings with the prompt before them."""
-    inputs = transformers_text.named_arguments(body, arguments, named)
+    inputs = call_arguments.named_arguments(body, arguments, named)
     embeddings = body.get_input_embeddings()
     prompt: Tensor = getattr(embeddings, PROMPT)
     tokens, words = len(prompt), embeddings(inputs.pop("input_ids"))

@@ -47,12 +47,6 @@ def pretrained_body(module: nn.Module) -> nn.Module | None:
     return module.model.base_model if isinstance(module, TextClassifier) else None
 
 
-def named_arguments(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call of a network of transformers by name."""
-    names = list(inspect.signature(model.forward).parameters)
-    return dict(zip(names, arguments, strict=False)) | dict(named)
-
-
 def added_layers(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the layers that a classifier of transformers adds to its pretrained network, for any module.
 

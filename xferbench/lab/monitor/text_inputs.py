@@ -6,7 +6,6 @@ exact, and silent where an argument is not of the usual form.
 
 from __future__ import annotations
 
-import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from xferbench.lab.models.call_arguments import argument_names, named_arguments
 from xferbench.lab.monitor import diagnosis, user_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     Reporter = Callable[[str, str, diagnosis.Message], None]
 
@@ -90,7 +90,7 @@ class TextInputs:
     def _before_forward(self, name: str, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        inputs = _named_arguments(network, args, kwargs)
+        inputs = named_arguments(network, args, kwargs)
         ids, mask, labels = (inputs.get(key) for key in ("input_ids", "attention_mask", "labels"))
         if not (isinstance(ids, Tensor) and ids.ndim == 2 and _has_integers(ids)):
             return
@@ -108,7 +108,7 @@ class TextInputs:
 
     def _check_mask(self, tensor: str, network: nn.Module, padding: Tensor, mask: Tensor | None) -> None:
         """Report padding that the attention sees. A decoder's tokens cannot see padding that follows them."""
-        if "attention_mask" not in _parameters(network) or "lengths" in _parameters(network):
+        if "attention_mask" not in argument_names(network) or "lengths" in argument_names(network):
             return
         visible = padding if mask is None else padding & (mask != 0)
         direction = attention_direction(network)
@@ -150,7 +150,7 @@ def find_text_networks(model: nn.Module) -> dict[str, nn.Module]:
     networks: dict[str, nn.Module] = {}
     for name, module in user_model.named_modules(model).items():
         is_inner = any(not outer or name.startswith(f"{outer}.") for outer in networks)
-        if not is_inner and "input_ids" in _parameters(module):
+        if not is_inner and "input_ids" in argument_names(module):
             networks[name] = module
     return networks
 
@@ -205,16 +205,3 @@ def position_limit(network: nn.Module) -> int | None:
 def _has_integers(tensor: Tensor) -> bool:
     """Check that a tensor has whole numbers to read."""
     return tensor.numel() > 0 and not tensor.is_meta and not tensor.is_floating_point() and not tensor.is_complex()
-
-
-def _parameters(module: nn.Module) -> Sequence[str]:
-    """Return the names of the arguments of a module's forward pass."""
-    try:
-        return tuple(inspect.signature(module.forward).parameters)
-    except (TypeError, ValueError):  # a compiled or scripted function may have no signature
-        return ()
-
-
-def _named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name."""
-    return {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
