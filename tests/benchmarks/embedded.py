@@ -1,9 +1,10 @@
 """The healthy default under every plugin: five base runs for each target, each compared with the seeds of the other four.
 
     python tests/benchmarks/embedded.py [--store FILE] [--targets near …] [--shared FOLDER] [--out reports/benchmarks]
+    python tests/benchmarks/embedded.py --targets text-near text-letters text-number --name embedded-text
 
 ``fashion`` (ResNet-20 of CIFAR-10 to Fashion-MNIST) needs ``--shared``, a folder with ``data`` and ``weights``; it
-is skipped without one.
+is skipped without one. The targets with texts have a page of their own.
 
 A base run is a suite of five seeds. Its reference is the other four base runs together, that is, twenty other seeds. A FAIL of
 a base run is confirmed if the lower bound of the reference is also above the margin. A control is contradicted if it is
@@ -30,7 +31,7 @@ from xferbench.runner.store import cache_folder
 from xferbench.study import findings
 from xferbench.study.schedule import records_by_term, rules_for
 
-TARGETS = {
+IMAGES = {
     "near": {"data": "synthetic:near"},
     "tinted": {"data": "synthetic:tinted"},
     "sketch": {"data": "synthetic:sketch"},
@@ -38,6 +39,8 @@ TARGETS = {
     "digits": {"data": "digits", "test_size": 797},
     "fashion": {"data": "npz:data/fashion_mnist.npz", "test_size": 1000},
 }
+TEXTS = {name: {"data": f"synthetic:{name}"} for name in ("text-near", "text-letters", "text-number")}
+TARGETS = IMAGES | TEXTS
 BASES, SEEDS = 5, 5
 TABLE = {
     "schema": 1,
@@ -55,7 +58,20 @@ CIFAR = {
     "backbone": {"arch": "cifar-resnet20", "weights": "weights/resnet20-12fca82f.th"},
     "source": {"data": "npz:data/cifar10.npz", "keep": True},
 }
-TABLE_CHANGES = {"tinted": {"shifted": {"data": "synthetic:near"}}, "fashion": CIFAR}
+LANGUAGE = {"backbone": {"arch": "tiny-bert"}, "source": {"data": "synthetic:text-source", "keep": True}}
+TABLE_CHANGES = {
+    "tinted": {"shifted": {"data": "synthetic:near"}},
+    "fashion": CIFAR,
+    **dict.fromkeys(TEXTS, LANGUAGE),
+}
+IMAGES_SETTING = """\
+The embedded world: tiny-resnet pretrained on `synthetic:source`, 200 training images, 2000 test images (digits: 797); `tinted`
+has `synthetic:near` as its shifted set. `fashion` is ResNet-20 of CIFAR-10 on Fashion-MNIST, 200 training and 1000 test
+images."""
+TEXTS_SETTING = """\
+The embedded language: tiny-bert pretrained on `synthetic:text-source`, 200 training and 2000 test sentences. The classes of
+`text-near` are six pairs of topics; `text-letters` has them in another style, and those of `text-number` are the number of the
+subject."""
 OPPOSITE = {"detected": "harmless", "harmless": "detected"}
 
 
@@ -181,14 +197,18 @@ def contrast_row(target, suite, state, contrast, variant, findings_by_run, recor
     }
 
 
-def other_rows(path, plugins):
-    """Return the rows of an existing table that belong to other plugins, with their counts as numbers."""
-    if "all" in plugins or not path.is_file():
+def other_rows(path, target, plugins):
+    """Return the rows of an existing table that belong to other targets or plugins, with their counts as numbers."""
+    if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     counts = ("FAIL unconfirmed", "controls contradicted")
-    return [row | {name: int(row[name]) for name in counts} for row in rows if row["contrast"].split("/")[0] not in plugins]
+    return [
+        row | {name: int(row[name]) for name in counts}
+        for row in rows
+        if row["target"] != target or not ("all" in plugins or row["contrast"].split("/")[0] in plugins)
+    ]
 
 
 def write_counts(words):
@@ -203,38 +223,38 @@ def main():
     parser.add_argument("--bases", type=int, default=BASES, help="base runs of five seeds")
     parser.add_argument("--name", default="embedded", help="name of the table")
     parser.add_argument("--plugins", nargs="+", default=["all"], help="ids of plugins; default: all")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(IMAGES))
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     arguments = parser.parse_args()
-    rows = []
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / f"{arguments.name}.csv"
     with tempfile.TemporaryDirectory() as folder:
         for target in arguments.targets:
             if target == "fashion" and not arguments.shared:
                 print("fashion is skipped: no --shared")
                 continue
             store = arguments.store or Path(folder) / "store.sqlite"
-            rows += measure(target, arguments.shared, store, arguments.bases, arguments.plugins)
+            measured = measure(target, arguments.shared, store, arguments.bases, arguments.plugins)
+            others = other_rows(file, target, arguments.plugins)
+            rows = sorted([*others, *measured], key=lambda row: list(TARGETS).index(row["target"]))
+            with file.open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            file.with_suffix(".md").write_text(page(rows, arguments.bases), encoding="utf-8")
             print(target, "done", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    existing = other_rows(arguments.out / f"{arguments.name}.csv", arguments.plugins)
-    rows = sorted([*existing, *rows], key=lambda row: list(TARGETS).index(row["target"]))
-    with (arguments.out / f"{arguments.name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    (arguments.out / f"{arguments.name}.md").write_text(page(rows, arguments.bases), encoding="utf-8")
 
 
 def page(rows, bases):
     """Return the page of the table."""
+    has_texts = {row["target"] for row in rows} <= set(TEXTS)
     head = f"""# The healthy default under every plugin, and whether {SEEDS * (bases - 1)} other seeds agree
 
-The embedded world: tiny-resnet pretrained on `synthetic:source`, 200 training images, 2000 test images (digits: 797); `tinted`
-has `synthetic:near` as its shifted set. `fashion` is ResNet-20 of CIFAR-10 on Fashion-MNIST, 200 training and 1000 test images.
+{TEXTS_SETTING if has_texts else IMAGES_SETTING}
 Margin 2 points of accuracy, alpha 5 %. There are {bases} runs of five seeds each: 0–4, 5–9 and so on. The reference of a run
 consists of the {SEEDS * (bases - 1)} seeds of the other runs. The subject is the default recipe: of a linear probe and LP-FT at
 two rates, the best on validation. Measured on a CPU ({processor_name()}), one thread a worker. Again:
-`python tests/benchmarks/embedded.py --shared FOLDER`.
+`python tests/benchmarks/embedded.py {f"--targets {' '.join(TEXTS)}" if has_texts else "--shared FOLDER"}`.
 
 "FAIL unconfirmed" counts the runs with a FAIL whose reference has its lower bound at or below the margin. "Controls
 contradicted" counts the runs with a control that is `detected` while their reference is `harmless`, or the reverse; a control

@@ -10,10 +10,11 @@ pytest.importorskip("torchvision")
 from torch.func import functional_call, stack_module_state, vmap
 
 from xferbench.core.errors import UserError
+from xferbench.core.pipeline import POOLINGS
 from xferbench.lab.data import batch as batches
 from xferbench.lab.models import graph_split
 from xferbench.lab.models.backbones import layer_layout
-from xferbench.lab.models.tiny_bert import MAX_TOKENS, POOLINGS, WIDTH, tiny_bert
+from xferbench.lab.models.tiny_bert import MAX_TOKENS, WIDTH, tiny_bert
 
 TOKENS, CLASSES = 100, 3
 SHAPE = tuple((name, (12,), torch.int64) for name in ("attention_mask", "input_ids", "token_type_ids"))

@@ -91,6 +91,22 @@ def test_the_pooling_of_sentence_transformers_is_read(tmp_path):
     assert network.encoder.pooling == "mean"
 
 
+def test_a_stated_pooling_replaces_that_of_a_pretrained_network(tmp_path):
+    save(tmp_path, "bert", transformers.AutoModel)
+    arch = f"transformers:{tmp_path}"
+    assert [backbones.build(arch, 3, pooling=pooling).encoder.pooling for pooling in ("", "mean", "last")] == [
+        "cls",
+        "mean",
+        "last",
+    ]
+
+
+def test_a_classifier_has_no_pooling_to_choose(tmp_path):
+    save(tmp_path, "bert", transformers.AutoModelForSequenceClassification)
+    with pytest.raises(UserError, match="pooling"):
+        backbones.build(f"transformers:{tmp_path}", 3, pooling="mean")
+
+
 def test_pooling_ignores_padding_on_either_side():
     hidden = torch.arange(12.0).view(1, 4, 3)
     for mask, first, last in (([1, 1, 0, 0], 0, 1), ([0, 0, 1, 1], 2, 3)):

@@ -161,6 +161,24 @@ def test_an_audit_serves_texts_with_the_tokenizer_of_the_finished_network(tmp_pa
     assert before.digest != after.digest
 
 
+def test_a_stated_pooling_is_that_of_every_network_of_the_run(tmp_path):
+    plain = SUITE.replace('"preprocessing-mismatch", "negative-transfer"', '"learning-rate"').replace("[2]", "[1]")
+    accuracy = {}
+    for pooling in ("cls", "mean"):
+        (tmp_path / "texts.toml").write_text(plain.replace('arch = "tiny-bert"', f'arch = "tiny-bert"\npooling = "{pooling}"'))
+        run = xferbench.run(tmp_path / "texts.toml", store=tmp_path / "store.sqlite", workers=1, device="cpu")
+        accuracy[pooling] = run.findings[0].accuracy
+    assert accuracy["cls"].keys() == accuracy["mean"].keys()
+    assert all(accuracy["cls"][arm] != accuracy["mean"][arm] for arm in accuracy["cls"])
+
+
+def test_images_have_no_pooling(tmp_path):
+    images = SUITE.replace("synthetic:text-near", "digits").replace("tiny-bert", "tiny-resnet")
+    (tmp_path / "texts.toml").write_text(images.replace("[target]", 'pooling = "mean"\n[target]'))
+    with pytest.raises(UserError, match="pooling: the network has none to choose"):
+        xferbench.run(tmp_path / "texts.toml", store=tmp_path / "store.sqlite", workers=1, device="cpu")
+
+
 def test_the_pooling_of_a_folder_is_part_of_its_digest(tmp_path):
     shutil.copytree(inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-bert-0", tmp_path / "net")
     plain = inputs.digest_weights_file(tmp_path / "net").digest

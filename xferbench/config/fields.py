@@ -29,7 +29,7 @@ from xferbench.core.interventions import (
     Trainable,
     TrainMode,
 )
-from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
+from xferbench.core.pipeline import POOLINGS, Phase, Recipe, ScratchGrid
 from xferbench.core.strategies import STRATEGIES
 from xferbench.core.suite import COPY_KINDS, TEXT_COPY_KINDS
 from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Spectrogram, Tokens
@@ -287,6 +287,7 @@ BACKBONE_KEYS = {
     "arch": validation.TEXT,
     "weights": validation.TEXT,
     "preprocessing": validation.typed(dict, bool, "a table"),
+    "pooling": validation.one_of(*POOLINGS),
 }
 RECIPE_ITEM = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
 MATRIX = validation.table(
@@ -391,7 +392,10 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
         ),
         "seed": WHOLE,
         "tuning_seeds": COUNT,
-        "backbone": validation.table({"arch": arch, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
+        "backbone": validation.table(
+            {"arch": arch, "weights": file, "preprocessing": PREPROCESSING, "pooling": validation.one_of(*POOLINGS)},
+            required=["arch"],
+        ),
         "target": validation.table(
             {"data": dataset, "train_size": COUNT, "test_size": COUNT, "interventions": INTERVENTIONS}, required=["data"]
         ),

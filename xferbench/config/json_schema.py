@@ -35,6 +35,8 @@ KEY_DESCRIPTIONS = {
     "backbone.arch": "for example torchvision:NAME, cifar-resnet20, tiny-resnet or tiny-bert; `xferbench ls` lists all",
     "backbone.weights": "a state dict saved by torch.save, or safetensors, relative to the suite file",
     "preprocessing": "preprocessing of the pretrained weights (default: the recorded one)",
+    "pooling": "what the head sees of a text: the hidden state of the first token, the mean, or the last one (default: "
+    "the one that sentence-transformers recorded; else the last of a decoder, and the first of any other network)",
     "train_preprocessing": "preprocessing in training (default: that of the backbone)",
     "serve_preprocessing": "preprocessing at test time, if it differs from training",
     "kind": "image, spectrogram (one channel of any size, with its own mean and std), or text",

@@ -242,6 +242,9 @@ class Checkpoint:
     head: FinishedHead | None = field(default=None, metadata={"added": True})
 
 
+POOLINGS = ("cls", "mean", "last")  # the hidden state of the first visible token of a text, the mean of all, and the last
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
     """The network that is adapted.
@@ -250,11 +253,13 @@ class Backbone:
         arch: the spelling of the architecture.
         weights: the pretrained weights, or None.
         code: the code that builds a backbone ``python:…``, or None.
+        pooling: which hidden state of a text the head sees, of :data:`POOLINGS`; "" for that of the network.
     """
 
     arch: str
     weights: WeightsFile | None
     code: UserCode | None = field(default=None, metadata={"added": True})
+    pooling: str = field(default="", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,7 @@ class ProfileRequest:
         source_classes: pairs of a class of the source and its output of the pretrained head, if the suite maps them.
         shifted: the shifted dataset, or None.
         code: the user's code that builds the network, or None.
+        pooling: as in :class:`xferbench.core.pipeline.Backbone`.
         training: the user's training code, or None.
         checkpoint: the finished network of an audit, or None.
         device: where the time of an example is measured.
@@ -86,6 +87,7 @@ class ProfileRequest:
     source_classes: tuple[tuple[str, int], ...] = ()
     shifted: Data | None = None
     code: UserCode | None = None
+    pooling: str = ""
     training: UserCode | None = None
     checkpoint: Checkpoint | None = None
     device: str = "cpu"

@@ -104,11 +104,19 @@ class Invocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneSection:
-    """The table [backbone]: the architecture, its weights, and their preprocessing if it is not the recorded one."""
+    """The table [backbone].
+
+    Attributes:
+        arch: the architecture.
+        weights: the file of its weights.
+        preprocessing: their preprocessing, if it is not the recorded one.
+        pooling: as in :class:`xferbench.core.pipeline.Backbone`.
+    """
 
     arch: str
     weights: str | None = None
     preprocessing: InputTransform | None = None
+    pooling: str = field(default="", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

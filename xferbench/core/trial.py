@@ -41,6 +41,7 @@ class InitialNetwork:
         transferred: the part of ``start`` that is used, as in :class:`~xferbench.core.pipeline.Recipe`.
         sigmoid: as in :class:`~xferbench.core.pipeline.Checkpoint`.
         finished_head: the head of a finished network, if it is not that of the architecture.
+        pooling: as in :class:`~xferbench.core.pipeline.Backbone`.
     """
 
     arch: str
@@ -52,6 +53,7 @@ class InitialNetwork:
     transferred: LayerTransfer = field(default=TRANSFER_ALL, metadata={"added": True})
     sigmoid: bool = field(default=False, metadata={"added": True})
     finished_head: FinishedHead | None = field(default=None, metadata={"added": True})
+    pooling: str = field(default="", metadata={"added": True})
 
     def __post_init__(self) -> None:
         require_interventions(self)

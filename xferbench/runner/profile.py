@@ -87,7 +87,7 @@ def profile_pipeline(
     trained = complete_transform(suite.data.train_preprocessing or recorded, profile)
     served = suite.serving.preprocessing or (recorded if checkpoint else trained)
     pipeline = Pipeline(
-        backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code),
+        backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code, pooling=request.pooling),
         data=PipelineData(
             target=request.target,
             train_size=request.train_size,
@@ -175,6 +175,7 @@ def _profile_request(suite: Suite, digester: Callable[[Path], str]) -> ProfileRe
         source_classes=suite.data.source_classes,
         shifted=shifted,
         code=code,
+        pooling=suite.backbone.pooling,
         training=training,
         checkpoint=checkpoint,
     )
@@ -186,11 +187,12 @@ def _profile_key(request: ProfileRequest) -> str:
     data = (request.train_size, request.test_size, request.source, request.source_classes, request.shifted)
     user_inputs: tuple[UserCode | Checkpoint | None, ...] = ()
     device = () if request.device == "cpu" else (request.device,)  # a profile has times
+    pooling = (request.pooling,) if request.pooling else ()
     if request.checkpoint:
         user_inputs = (request.code, request.training, request.checkpoint)
     elif request.code or request.training:
         user_inputs = (request.code, request.training)
-    return digest((LAB_VERSION, PROFILE_VERSION, *backbone, *data, *user_inputs, *device))
+    return digest((LAB_VERSION, PROFILE_VERSION, *backbone, *data, *user_inputs, *device, *pooling))
 
 
 def _compute_profile(
@@ -276,7 +278,8 @@ def check_weights(suite: Suite) -> None:
     path = inputs.digest_weights(suite, lambda _: "").path
     with local.start_workers(1) as call:
         try:
-            call("xferbench.lab.worker.check_weights:check_weights", backbone.arch, path, backbone.preprocessing).result()
+            values = (backbone.arch, path, backbone.preprocessing, backbone.pooling)
+            call("xferbench.lab.worker.check_weights:check_weights", *values).result()
         except UserError as problem:
             raise problem.at(f"{suite.invocation.path}: {problem.what}") from problem
 

@@ -118,6 +118,7 @@ def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
         start=_start(pipeline, seed),
         head=recipe.head,
         code=pipeline.backbone.code,
+        pooling=pipeline.backbone.pooling,
         transferred=TRANSFER_ALL if recipe.init == RANDOM else recipe.transferred,
     )
     data = TrainingData(
@@ -151,6 +152,7 @@ def _checkpoint_spec(pipeline: Pipeline, checkpoint: Checkpoint) -> TrainingSpec
             start=checkpoint.after,
             head=OWN_HEAD,
             code=pipeline.backbone.code,
+            pooling=pipeline.backbone.pooling,
             before=checkpoint.before,
             sigmoid=checkpoint.sigmoid,
             finished_head=checkpoint.head,
@@ -219,7 +221,10 @@ def target_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
 
 def _random_network(pipeline: Pipeline) -> InitialNetwork:
     """Return the network of a pipeline with random weights."""
-    return InitialNetwork(arch=pipeline.backbone.arch, init=RANDOM, start=None, head=RANDOM_HEAD, code=pipeline.backbone.code)
+    backbone = pipeline.backbone
+    return InitialNetwork(
+        arch=backbone.arch, init=RANDOM, start=None, head=RANDOM_HEAD, code=backbone.code, pooling=backbone.pooling
+    )
 
 
 def make_trial(

@@ -148,6 +148,7 @@ def measure_context(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) 
             model.network.layout,
             initial_network.head,
             initial_network.code,
+            initial_network.pooling,
             initial_network.finished_head,
         ),
     )

@@ -79,30 +79,34 @@ def known_archs() -> tuple[str, ...]:
     return ("tiny-resnet", "tiny-bert", *CIFAR_DEPTHS, *(f"torchvision:{name}" for name in classifiers))
 
 
-def build(arch: str, classes: int, code: UserCode | None = None) -> nn.Module:
+def build(arch: str, classes: int, code: UserCode | None = None, pooling: str = "") -> nn.Module:
     """Build a network with random weights and a head of ``classes`` outputs. Nothing is downloaded.
 
     Args:
         arch: the name of the architecture.
         classes: the number of outputs.
         code: user code that builds the network instead.
+        pooling: as in :class:`xferbench.core.pipeline.Backbone`.
 
     Raises:
-        UserError: if the name is unknown, or a library is not installed.
+        UserError: if the name is unknown, the network has no pooling to choose, or a library is not installed.
         xferbench.data.user_code.UserCodeError: if the user code raises.
     """
     from xferbench.lab.models import small_resnets, tiny_bert, transformers_models
 
+    if arch.startswith(transformers_models.PREFIX):
+        return transformers_models.build(arch, classes, pooling)
+    if pooling and arch != "tiny-bert":
+        expected = "tiny-bert, or transformers:DIR with a pretrained network for text"
+        raise UserError("pooling: the network has none to choose", found=arch, expected=expected, do="remove pooling")
     if code is not None:
         return _build_with_user_code(code, classes)
     if arch.startswith(TIMM_PREFIX):
         return _build_with_timm(arch, classes)
-    if arch.startswith(transformers_models.PREFIX):
-        return transformers_models.build(arch, classes)
     if arch not in known_archs():
         raise _unknown_arch(arch, known_archs())
     if arch == "tiny-bert":
-        return tiny_bert.tiny_bert(classes, len(language.vocabulary_lines()))
+        return tiny_bert.tiny_bert(classes, len(language.vocabulary_lines()), pooling or "cls")
     if not arch.startswith("torchvision:"):
         depth = CIFAR_DEPTHS.get(arch)
         return small_resnets.cifar_resnet(depth, classes) if depth else small_resnets.tiny_resnet(classes)

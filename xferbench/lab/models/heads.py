@@ -52,13 +52,18 @@ class MaxAndAveragePool(nn.Module):
 
 
 def build_with_head(
-    arch: str, layout: LayerLayout, head: Head, code: UserCode | None = None, finished: FinishedHead | None = None
+    arch: str,
+    layout: LayerLayout,
+    head: Head,
+    code: UserCode | None = None,
+    pooling: str = "",
+    finished: FinishedHead | None = None,
 ) -> nn.Module:
     """Build a network with random weights like :func:`xferbench.lab.models.backbones.build`.
 
     It has the head of a recipe, or that of a finished network.
     """
-    model = backbones.build(arch, layout.classes, code)
+    model = backbones.build(arch, layout.classes, code, pooling)
     return replace_head(model, layout, head) if finished is None else replace_by_finished(model, finished, layout.classes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,7 @@ def initial_tensors(
     head: Head,
     seeds: tuple[int, int],
     code: UserCode | None = None,
+    pooling: str = "",
     transferred: LayerTransfer = TRANSFER_ALL,
 ) -> dict[str, Tensor]:
     """Return the parameters and buffers of a network by name, on the CPU. No global random stream changes.
@@ -60,6 +62,7 @@ def initial_tensors(
         head: as in :class:`xferbench.core.pipeline.Recipe`.
         seeds: the seeds of the body and of the head.
         code: user code that builds the network, if there is any.
+        pooling: as in :class:`xferbench.core.pipeline.Backbone`.
         transferred: as in :class:`xferbench.core.pipeline.Recipe`.
 
     Raises:
@@ -71,17 +74,18 @@ def initial_tensors(
     if not isinstance(transferred, LAYER_TRANSFERS):
         raise TypeError(f"unknown layer transfer: {transferred}")
     body_seed, head_seed = seeds
-    model = _build_random(arch, layout, head, head_seed, code)
+    build = partial(_build_random, arch, layout, head, code, pooling)
+    model = build(head_seed)
     random_tensors = {name: tensor.clone() for name, tensor in _named_tensors(model).items()}
     head_tensors = {name: tensor for name, tensor in random_tensors.items() if backbones.is_within(name, [layout.head])}
     if head == ZERO_HEAD:
         head_tensors = {name: torch.zeros_like(tensor) for name, tensor in head_tensors.items()}
     if isinstance(init, RandomWeights):
-        return _named_tensors(_build_random(arch, layout, head, body_seed, code)) | head_tensors
+        return _named_tensors(build(body_seed)) | head_tensors
     if isinstance(transferred, TransferLowest):
-        tensors = initial_tensors(arch, layout, state, init=init, head=head, seeds=seeds, code=code)
+        tensors = initial_tensors(arch, layout, state, init=init, head=head, seeds=seeds, code=code, pooling=pooling)
         prefixes = (*_transferred_prefixes(transferred, layout), layout.head)
-        random_body = _named_tensors(_build_random(arch, layout, head, body_seed, code))
+        random_body = _named_tensors(build(body_seed))
         return {name: tensor if backbones.is_within(name, prefixes) else random_body[name] for name, tensor in tensors.items()}
     if state is None:
         raise UserError(
@@ -111,10 +115,10 @@ def _transferred_prefixes(transferred: TransferLowest, layout: LayerLayout) -> l
     raise UserError("[recipe] transferred", found=str(transferred), expected=expected)
 
 
-def _build_random(arch: str, layout: LayerLayout, head: Head, seed: int, code: UserCode | None) -> nn.Module:
+def _build_random(arch: str, layout: LayerLayout, head: Head, code: UserCode | None, pooling: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators
-        return heads.build_with_head(arch, layout, head, code)
+        return heads.build_with_head(arch, layout, head, code, pooling)
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError, suggest
+from xferbench.core.pipeline import POOLINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-POOLINGS = ("cls", "mean", "last")
 WIDTH, HEADS, LAYERS = 64, 2, 2
 MAX_TOKENS = 64  # of a text; the number of learned positions
 SEGMENTS = 2
@@ -166,6 +166,10 @@ class Bert(nn.Module):
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
             self.embeddings.word_embeddings.weight[0] = 0
+
+    def extra_repr(self) -> str:
+        """Return the pooling, which is part of the key of cached features."""
+        return f"pooling={self.pooling}"
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Map ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 [B, L] each, to logits [B, classes].

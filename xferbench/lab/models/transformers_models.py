@@ -59,19 +59,23 @@ def find_arch(weights: Path) -> str:
     return f"{PREFIX}{weights.parent.resolve()}"
 
 
-def build(arch: str, classes: int) -> nn.Module:
+def build(arch: str, classes: int, pooling: str = "") -> nn.Module:
     """Build the network that ``config.json`` describes, with random weights and a head of ``classes`` outputs.
 
     A network for text that was only pretrained gets a linear head on its pooled hidden states.
 
     Raises:
-        UserError: if transformers is not installed, or cannot build the network.
+        UserError: if transformers is not installed or cannot build the network, or the network has no pooling to choose.
     """
     folder = Path(arch.removeprefix(PREFIX))
     if not (folder / weights_folder.CONFIG_FILE).is_file():
         expected = f"{PREFIX}DIR, a folder with {weights_folder.CONFIG_FILE}"
         raise UserError("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
-    return _build_network(folder, classes).float()
+    network = _build_network(folder, classes, pooling)
+    if pooling and not isinstance(network, TextNetwork):
+        found, expected = f"{folder} with its own head", "a pretrained network for text, which gets a new head"
+        raise UserError("pooling: the network has none to choose", found=found, expected=expected, do="remove pooling")
+    return network.float()
 
 
 def rename_tensors(state: dict[str, Tensor], weights: Path) -> dict[str, Tensor]:
@@ -160,14 +164,14 @@ def _is_classifier(config: Mapping[str, Any]) -> bool:
     return bool(config) and isinstance(architectures, list) and str(architectures[0]).endswith(CLASSIFIER_SUFFIX)
 
 
-def _build_network(folder: Path, classes: int | None = None) -> LogitsOnly | TextClassifier | TextNetwork:
+def _build_network(folder: Path, classes: int | None = None, pooling: str = "") -> LogitsOnly | TextClassifier | TextNetwork:
     transformers = import_transformers()
     is_text = is_text_network(weights_folder.read_json(folder / weights_folder.CONFIG_FILE), folder)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), **local)
         if is_text:
-            return build_text_network(transformers, config, folder, classes)
+            return build_text_network(transformers, config, folder, classes, pooling)
         if classes is not None:
             config.num_labels = classes
         return LogitsOnly(transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False))

@@ -138,7 +138,9 @@ def pooling_of(config: Mapping[str, Any], folder: Path) -> str:
     return stated[0] if len(stated) == 1 else "last" if config.get("model_type") in DECODERS else "cls"
 
 
-def build_text_network(transformers: Any, config: Any, folder: Path, classes: int | None) -> TextClassifier | TextNetwork:
+def build_text_network(
+    transformers: Any, config: Any, folder: Path, classes: int | None, pooling: str = ""
+) -> TextClassifier | TextNetwork:
     """Build the network of a folder with random weights.
 
     Args:
@@ -146,6 +148,7 @@ def build_text_network(transformers: Any, config: Any, folder: Path, classes: in
         config: its configuration of the network.
         folder: the folder.
         classes: number of outputs; None for those of the folder.
+        pooling: of a network without a head of its own; "" for :func:`pooling_of`.
     """
     settings = config.to_dict()
     if classes is not None:
@@ -156,7 +159,7 @@ def build_text_network(transformers: Any, config: Any, folder: Path, classes: in
         return TextClassifier(transformers.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
     arguments = pretrained_arguments(transformers.MODEL_MAPPING[type(config)])
     model = transformers.AutoModel.from_config(config, trust_remote_code=False, **arguments)
-    encoder = Encoder(model, pooling_of(settings, folder))
+    encoder = Encoder(model, pooling or pooling_of(settings, folder))
     return TextNetwork(encoder, hidden_size(config), config.num_labels)
 
 

@@ -18,7 +18,7 @@ SHORT_TEXT = 8  # tokens
 ANY_CLASSES = 10  # the head is replaced, so its size does not matter
 
 
-def check_weights(arch: str, path: str, preprocessing: InputTransform | None) -> None:
+def check_weights(arch: str, path: str, preprocessing: InputTransform | None, pooling: str = "") -> None:
     """Check the names and shapes of all tensors of a checkpoint below the head of the network.
 
     Nothing is checked if the head cannot be found without the data.
@@ -27,11 +27,12 @@ def check_weights(arch: str, path: str, preprocessing: InputTransform | None) ->
         arch: the name of an architecture without user code.
         path: the file of the weights.
         preprocessing: the preprocessing that the suite states, or None.
+        pooling: the pooling that the suite states, or "".
 
     Raises:
-        UserError: if the architecture is unknown, the file cannot be read, or the tensors do not fit.
+        UserError: if the architecture is unknown or has no pooling to choose, or the file cannot be read or does not fit.
     """
-    module = backbones.build(arch, ANY_CLASSES)
+    module = backbones.build(arch, ANY_CLASSES, pooling=pooling)
     state = checkpoint_reader.read_checkpoint(Path(path))
     takes_text = arch == "tiny-bert" or tokens.recorded_tokens(Path(path)) is not None
     known = Tokens() if takes_text else preprocessing or published_preprocessing.published_preprocessing(arch)

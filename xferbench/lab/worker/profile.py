@@ -131,7 +131,7 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     test_size = request.test_size
     dataset = datasets.load_dataset(request.target, transform, None if checkpoint else test_size, cache)
     train, validation = _subset(dataset, request)
-    module, layout = _build_network(arch, code, dataset, transform)
+    module, layout = _build_network(request, dataset, transform)
     if isinstance(transform, Tokens):
         splits = {"training": dataset.train, "validation": dataset.validation, "test": dataset.test}
         token_embeddings.check_ids(module, {name: split.images[:, 0] for name, split in splits.items() if split is not None})
@@ -234,19 +234,19 @@ def _count_truncated(transform: InputTransform, request: ProfileRequest) -> int:
 
 
 def _build_network(
-    arch: str, code: UserCode | None, dataset: datasets.Dataset, transform: InputTransform
+    request: ProfileRequest, dataset: datasets.Dataset, transform: InputTransform
 ) -> tuple[torch.nn.Module, backbones.LayerLayout]:
     """Build the network with random weights, and find its layers.
 
     Raises:
         UserError: if the head does not have one output for each class.
     """
-    module = backbones.build(arch, len(dataset.classes), code)
-    with _name_user_code(code):
+    module = backbones.build(request.arch, len(dataset.classes), request.code, request.pooling)
+    with _name_user_code(request.code):
         layout = backbones.layer_layout(module, datasets.input_shape(dataset, transform))
     if layout.classes != len(dataset.classes):
         expected = f"{len(dataset.classes)}, one for each class"
-        raise UserError(f"{arch}: a head of the wrong size", found=f"{layout.classes} outputs", expected=expected)
+        raise UserError(f"{request.arch}: a head of the wrong size", found=f"{layout.classes} outputs", expected=expected)
     return module, layout
 
 

@@ -99,6 +99,7 @@ def _describe_machine(trial: Trial) -> str:
 def _network(
     arch: str,
     code: UserCode | None,
+    pooling: str,
     classes: int,
     shape: Shape,
     device: str,
@@ -107,7 +108,7 @@ def _network(
     added: tuple[Trainable, ...] = (),
     finished_head: FinishedHead | None = None,
 ) -> Architecture:
-    module = backbones.build(arch, classes, code).eval()
+    module = backbones.build(arch, classes, code, pooling).eval()
     if finished_head:
         heads.replace_by_finished(module, finished_head, classes)
     layout = backbones.layer_layout(module, shape, finished_head.place if finished_head else "")
@@ -138,7 +139,7 @@ def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Data
     head = initial_network.head if is_mlp_head(initial_network.head) else RANDOM_HEAD
     added = added_parameters.kinds(spec.procedure.phases)
     classes, device = len(dataset.classes), trial.context.device
-    build = partial(_network, initial_network.arch, initial_network.code)
+    build = partial(_network, initial_network.arch, initial_network.code, initial_network.pooling)
     if finished_head := initial_network.finished_head:
         outputs = classes if initial_network.sigmoid else finished_head.outputs
         return dataset, build(outputs, shape, device, cache, head, added, finished_head)
@@ -188,6 +189,7 @@ def start_tensors(spec: TrainingSpec, network: Architecture, trial: Trial, cache
         head=initial_network.head,
         seeds=(seeds.torch_seed(spec.seed, seeds.INIT, *stream), seeds.torch_seed(spec.seed, seeds.HEAD, *stream)),
         code=initial_network.code,
+        pooling=initial_network.pooling,
         transferred=initial_network.transferred,
     )
     return tensors | added_parameters.initial_tensors(network.module, tensors, spec.seed)
