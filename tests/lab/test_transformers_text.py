@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 from xferbench.core.errors import UserError
-from xferbench.data import language
+from xferbench.data import language, weights_folder
 from xferbench.lab.data.batch import example_shape
 from xferbench.lab.models import arch_detection, backbones, checkpoint_reader, checkpoints, graph_split
 from xferbench.lab.models.transformers_text import pool
 
+ADAPTED = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # the layers with an adapter
+SAVED = {"bert": ["classifier", "pooler"], "roberta": ["classifier"]}  # what the pretrained network may lack
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # of transformers, which peft calls
 TOKENS = len(language.vocabulary_lines())
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 ENCODERS = {
@@ -105,6 +111,63 @@ def test_a_classifier_has_no_pooling_to_choose(tmp_path):
     save(tmp_path, "bert", transformers.AutoModelForSequenceClassification)
     with pytest.raises(UserError, match="pooling"):
         backbones.build(f"transformers:{tmp_path}", 3, pooling="mean")
+
+
+def save_adapter(folder, base, kind="bert", *, base_class=transformers.AutoModel, **more):
+    """Save a pretrained network, and an adapter on it with a trained head. Return the adapted network."""
+    save(base, kind, base_class)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    settings = {"task_type": "SEQ_CLS", "r": 2, "lora_alpha": 8, "target_modules": ADAPTED[kind], "init_lora_weights": False}
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**settings | more)).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("base_class", [transformers.AutoModel, transformers.AutoModelForMaskedLM])
+def test_an_adapter_is_read_with_the_network_that_it_was_trained_on(kind, base_class, tmp_path):
+    adapted = save_adapter(tmp_path / "adapter", tmp_path / "base", kind, base_class=base_class, modules_to_save=SAVED[kind])
+    weights = weights_folder.find_weights(tmp_path / "adapter")
+    arch = arch_detection.detect_arch(weights)
+    network = backbones.build(arch, 3).eval()
+    state = checkpoint_reader.read_checkpoint(weights)
+    network.load_state_dict({f"model.{name}": tensor for name, tensor in state.items()})
+    with torch.no_grad():
+        torch.testing.assert_close(network(BATCH), adapted(**{name: BATCH[name] for name in network.inputs}).logits)
+
+
+def test_the_network_of_an_adapter_is_found_by_a_relative_path(tmp_path):
+    save_adapter(tmp_path / "runs" / "last", tmp_path / "models" / "base")
+    file = tmp_path / "runs" / "last" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "models/base"}))
+    files = weights_folder.weights_files(weights_folder.find_weights(tmp_path / "runs" / "last"))
+    names = [path.relative_to(tmp_path).as_posix() for path in files]
+    assert names == [
+        "runs/last/adapter_model.safetensors",
+        "runs/last/adapter_config.json",
+        "models/base/model.safetensors",
+        "models/base/config.json",
+        "models/base/vocab.txt",
+    ]
+
+
+def test_an_adapter_without_a_head_is_refused(tmp_path):
+    save_adapter(tmp_path / "adapter", tmp_path / "base", task_type=None)
+    with pytest.raises(UserError, match=r"LORA, rank 2\); it holds no head, because modules_to_save is null"):
+        weights_folder.find_weights(tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_kind_is_refused(tmp_path):
+    save_adapter(tmp_path / "adapter", tmp_path / "base")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "IA3"}))
+    with pytest.raises(UserError, match=r"IA3 in adapter_config\.json"):
+        checkpoint_reader.read_checkpoint(tmp_path / "adapter")
 
 
 def test_pooling_ignores_padding_on_either_side():

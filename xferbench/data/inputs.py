@@ -23,6 +23,7 @@ from xferbench.data import (
     torchvision_folder,
     user_code,
     weights_folder,
+    weights_settings,
 )
 from xferbench.data.listing import list_files
 
@@ -228,9 +229,9 @@ def digest_weights_file(path: Path, digester: Callable[[Path], str] = sha256) ->
 def _with_configuration(suite: Suite, weights: WeightsFile, digester: Callable[[Path], str]) -> WeightsFile:
     """Return weights whose digest also covers the configuration of ``transformers:DIR``."""
     kind, _, folder = suite.backbone.arch.partition(":")
-    config = Path(folder) / weights_folder.CONFIG_FILE
+    config = Path(folder) / weights_settings.CONFIG_FILE
     file = Path(weights.path)
-    is_covered = Path(folder) == file.parent and bool(weights_folder.transformers_config(file))
+    is_covered = Path(folder) == file.parent and bool(weights_settings.transformers_config(file))
     if kind != "transformers" or is_covered or not config.is_file():
         return weights
     return replace(weights, digest=hashlib.sha256(f"{weights.digest}\n{digester(config)}".encode()).hexdigest())

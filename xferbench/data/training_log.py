@@ -13,7 +13,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.files import read_file
 from xferbench.core.json_shape import MAX_INTEGER, read_json
 from xferbench.core.training_log import Evaluations, LogEnd, Series, TrainingLog
-from xferbench.data import weights_folder
+from xferbench.data import weights_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,7 +119,7 @@ def _parse_state(path: Path, data: bytes) -> TrainingLog:
             best_checkpoint=state.get("best_model_checkpoint") or "",
         ),
         batches_per_step=_batches_per_step(history, state.get("train_batch_size")),
-        classes=_count_classes(path.with_name(weights_folder.CONFIG_FILE)),
+        classes=_count_classes(path.with_name(weights_settings.CONFIG_FILE)),
     )
 
 
@@ -191,9 +191,9 @@ def _count_classes(config_file: Path) -> int | None:
 
     transformers does not write the names of two classes if they are those of its default.
     """
-    config = weights_folder.read_json(config_file)
+    config = weights_settings.read_json(config_file)
     labels, problem = config.get("id2label", DEFAULT_LABELS), config.get("problem_type")
-    is_classifier = weights_folder.architecture_name(config).endswith(CLASSIFIERS)
+    is_classifier = weights_settings.architecture_name(config).endswith(CLASSIFIERS)
     is_single = problem is None or problem == "single_label_classification"
     if not (is_classifier and is_single and isinstance(labels, dict)):
         return None

@@ -2,69 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from xferbench.core.errors import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from xferbench.data.weights_settings import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILE,
+    POOLING_FILE,
+    PREPROCESSOR_FILE,
+    TEXT_TASKS,
+    TOKENIZER_FILES,
+    TRANSFORMERS_WEIGHTS,
+    base_folder,
+    describe_adapter,
+    describe_task,
+    has_head,
+    has_tokenizer,
+    read_json,
+    tokenizer_folder,
+    transformers_config,
+)
 
 WEIGHTS_EXPECTED = "a state dict saved by torch.save, or safetensors"
 INDEX_SUFFIX = ".index.json"
-# The files that transformers reads, in its order.
-TRANSFORMERS_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 SHARD_PATTERN = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
-CONFIG_FILE = "config.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
-FAST_TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
-TOKENIZER_FILES = (FAST_TOKENIZER_FILE, VOCABULARY_FILE, TOKENIZER_CONFIG_FILE)
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl", ".h5", ".keras", ".onnx", INDEX_SUFFIX)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MAX_CONFIG_BYTES = 2**26  # the index of a network with a million tensors is smaller
-MAX_NAME = 80  # characters of the name of a class
 MAX_CANDIDATES = 6  # names in a message
 MAX_LISTED_FILES = 2000  # files of a folder that are looked at
 MAX_DEPTH = 2  # folders below a folder
-# The end of the class name of a transformers model → what the model does.
-TEXT_TASKS = {
-    "ForSequenceClassification": "classifies text",
-    "ForMaskedLM": "models text",
-    "ForCausalLM": "generates text",
-    "LMHeadModel": "generates text",
-}
-TRANSFORMERS_TASKS = {
-    **TEXT_TASKS,
-    "ForTokenClassification": "classifies words",
-    "ForQuestionAnswering": "answers questions",
-    "ForConditionalGeneration": "generates text",
-    "ForObjectDetection": "detects objects",
-    "ForZeroShotObjectDetection": "detects objects",
-    "ForSemanticSegmentation": "segments images",
-    "ForUniversalSegmentation": "segments images",
-    "ForInstanceSegmentation": "segments images",
-    "ForImageSegmentation": "segments images",
-    "ForMaskGeneration": "segments images",
-    "ForDepthEstimation": "estimates depth",
-    "ForAudioClassification": "classifies audio",
-    "ForSpeechSeq2Seq": "transcribes speech",
-    "ForCTC": "transcribes speech",
-    "ForVideoClassification": "classifies videos",
-    "ForImageToImage": "generates images",
-}
 STATE_DICT_ADVICE = 'save the weights: torch.save(model.state_dict(), "weights.pth"), and give that file'
 
 
@@ -140,18 +111,34 @@ def find_weights(path: Path) -> Path:
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
         raise _unreadable(path, "a folder that cannot be opened", "check its permissions") from error
-    weights = next((path / name for name in TRANSFORMERS_WEIGHTS if name in names), None)
+    weights = _network_file(path) or (_adapter_file(path) if has_head(path) else None)
     if weights is None:
         raise _describe_folder(path, names)
     config = transformers_config(weights)
     task = describe_task(config)
     if task.endswith(tuple(TEXT_TASKS.values())):
-        if not has_tokenizer(path):
+        if not has_tokenizer(tokenizer_folder(path)):
             do = "save the tokenizer into the folder too: tokenizer.save_pretrained(FOLDER)"
             raise _unreadable(path, f"a folder of transformers with {task}, without its tokenizer", do)
     elif task:
         raise _unreadable(path, f"a folder of transformers with {task}", "give a network that classifies images or text")
     return find_weights(weights)
+
+
+def base_weights(weights: Path) -> Path | None:
+    """Return the weights of the network that an adapter of peft is added to; None for any other file of weights."""
+    base = base_folder(weights.parent) if weights.name in ADAPTER_WEIGHTS else None
+    return _network_file(base) if base else None
+
+
+def _network_file(folder: Path) -> Path | None:
+    return next((folder / name for name in TRANSFORMERS_WEIGHTS if (folder / name).exists()), None)
+
+
+def _adapter_file(folder: Path) -> Path | None:
+    """Return the adapter of peft in a folder if the weights of its network are on this machine, else None."""
+    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
+    return weights if weights and base_weights(weights) else None
 
 
 def _refuse_shard(path: Path) -> None:
@@ -165,7 +152,8 @@ def _refuse_shard(path: Path) -> None:
 def weights_files(path: Path) -> tuple[Path, ...]:
     """Return the files whose content decides what a file of weights is, the file itself first.
 
-    These are the shards of an index, and the settings and the tokenizer that transformers and peft keep next to the weights.
+    These are the shards of an index, the settings and the tokenizer that transformers and peft keep next to the weights, and
+    the network that an adapter is added to.
 
     Raises:
         UserError: if the index cannot be read, or a shard is missing.
@@ -173,8 +161,9 @@ def weights_files(path: Path) -> tuple[Path, ...]:
     shards = shard_files(path) if path.name.endswith(INDEX_SUFFIX) else ()
     names = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES, POOLING_FILE) if transformers_config(path) else ()
     settings = [path.parent / name for name in names]
-    settings += [path.with_name(ADAPTER_CONFIG_FILE)] if path.name.startswith("adapter_model.") else []
-    return (path, *shards, *(file for file in settings if file.is_file()))
+    settings += [path.with_name(ADAPTER_CONFIG_FILE)] if path.name in ADAPTER_WEIGHTS else []
+    base = base_weights(path)
+    return (path, *shards, *(file for file in settings if file.is_file()), *(weights_files(base) if base else ()))
 
 
 def shard_files(index: Path) -> tuple[Path, ...]:
@@ -197,64 +186,10 @@ def shard_files(index: Path) -> tuple[Path, ...]:
     return files
 
 
-def transformers_config(weights: Path) -> dict[str, Any]:
-    """Return the configuration of the transformers model that a file of weights belongs to; empty if it belongs to none."""
-    if weights.name not in TRANSFORMERS_WEIGHTS:
-        return {}
-    config = read_json(weights.with_name(CONFIG_FILE))
-    return config if isinstance(config.get("model_type"), str) else {}
-
-
-def takes_text(config: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether a folder of transformers, with its configuration, holds a network for text and its tokenizer."""
-    is_image = (folder / PREPROCESSOR_FILE).is_file() or architecture_name(config).endswith("ForImageClassification")
-    return bool(config) and has_tokenizer(folder) and not is_image
-
-
-def architecture_name(config: Mapping[str, Any]) -> str:
-    """Return the name of the class of a transformers model, or "" if the configuration has none."""
-    architectures = config.get("architectures")
-    return str(architectures[0])[:MAX_NAME] if isinstance(architectures, list) and architectures else ""
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder holds the vocabulary of a tokenizer."""
-    return any((folder / name).is_file() for name in (FAST_TOKENIZER_FILE, VOCABULARY_FILE))
-
-
-def describe_task(config: Mapping[str, Any]) -> str:
-    """Return the class of a transformers model that does not classify images and what it does, or ""."""
-    name = architecture_name(config)
-    return next((f"{name}, which {task}" for suffix, task in TRANSFORMERS_TASKS.items() if name.endswith(suffix)), "")
-
-
-def describe_adapter(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what the adapter of peft with this configuration is, and what to do with it."""
-    base = config.get("base_model_name_or_path")
-    kind, rank = config.get("peft_type", "unknown kind"), config.get("r")
-    found = f"an adapter of peft ({kind}{f', rank {rank}' if isinstance(rank, int) else ''}) without the network"
-    found += f" {str(base)[:200]}" if base else ", whose name it does not record"
-    merge = 'merge it, and save the whole network: model.merge_and_unload().save_pretrained("merged")'
-    if config.get("modules_to_save"):
-        return found, merge
-    without_head = "; it holds no head, because modules_to_save is null"
-    return found + without_head, f'{merge}; to train a head as well, set modules_to_save=["classifier"] in its LoraConfig'
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a small file; an empty one if there is none."""
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-            return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _describe_folder(path: Path, names: set[str]) -> UserError:
     if ADAPTER_CONFIG_FILE in names:
-        return _unreadable(path, *describe_adapter(read_json(path / ADAPTER_CONFIG_FILE)))
+        has_network = _adapter_file(path) is not None
+        return _unreadable(path, *describe_adapter(read_json(path / ADAPTER_CONFIG_FILE), has_network=has_network))
     kind = next((kind for kind in FOLDER_KINDS if any(next(path.glob(pattern), None) for pattern in kind.patterns)), None)
     candidates = _candidates(path)
     listed = f"; in it: {_listed(candidates)}" if candidates else ""

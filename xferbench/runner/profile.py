@@ -27,7 +27,7 @@ from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.strategies import resolve_steps, virtual_tokens
 from xferbench.core.transforms import INPUT_KINDS, InputTransform, Preprocessing, Tokens, complete_tokens
 from xferbench.core.version import LAB_VERSION
-from xferbench.data import inputs, sources
+from xferbench.data import inputs, sources, weights_settings
 from xferbench.report.messages import write_sentence
 from xferbench.runner import discovery, store
 from xferbench.runner.engines import local
@@ -75,8 +75,8 @@ def profile_pipeline(
     profile = replace(profile, data=replace(profile.data, notes=_data_notes(suite)))
     if isinstance(profile.preprocessing, Tokens):  # a stored profile may know another place
         weights = request.checkpoint.after if request.checkpoint else request.weights
-        located = replace(profile.preprocessing, tokenizer_path=str(Path(weights.path).parent))
-        profile = replace(profile, preprocessing=located)
+        folder = weights_settings.tokenizer_folder(Path(weights.path).parent)
+        profile = replace(profile, preprocessing=replace(profile.preprocessing, tokenizer_path=str(folder)))
     _check_input_kind(suite, profile)
     recorded = complete_transform(profile.preprocessing, profile)
     profile = replace(profile, preprocessing=recorded)

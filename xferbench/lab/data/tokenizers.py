@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.errors import UserError
-from xferbench.data import weights_folder, wordpiece
+from xferbench.data import weights_settings, wordpiece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,14 +66,14 @@ def load_tokenizer(location: str, digest: str) -> Tokenizer:
     """
     folder = Path(location)
     if tokenizer_digest(folder) != digest:
-        found = "other files" if weights_folder.has_tokenizer(folder) else "no tokenizer"
+        found = "other files" if weights_settings.has_tokenizer(folder) else "no tokenizer"
         do = "keep it unchanged during a run"
         raise UserError(f"{folder}: the tokenizer changed", found=found, expected="that of the profile", do=do)
-    fast = weights_folder.read_json(folder / weights_folder.FAST_TOKENIZER_FILE)
+    fast = weights_settings.read_json(folder / weights_settings.FAST_TOKENIZER_FILE)
     if is_plain_bert(fast):
         vocab: Mapping[str, int] = fast["model"]["vocab"]
         return _wordpiece(wordpiece.build_vocabulary(sorted(vocab, key=lambda token: vocab[token])))
-    vocabulary = folder / weights_folder.VOCABULARY_FILE
+    vocabulary = folder / weights_settings.VOCABULARY_FILE
     if not fast and vocabulary.is_file():
         return _wordpiece(wordpiece.read_vocabulary(vocabulary))
     return _from_library(folder)
@@ -103,10 +103,10 @@ def recorded_lowercase(folder: Path) -> bool | None:
     The setting is in ``tokenizer_config.json``, or in the normalizer of ``tokenizer.json``. transformers takes lower case if
     neither has it.
     """
-    fast = weights_folder.read_json(folder / weights_folder.FAST_TOKENIZER_FILE)
+    fast = weights_settings.read_json(folder / weights_settings.FAST_TOKENIZER_FILE)
     if fast and not is_plain_bert(fast):
         return None
-    stated = weights_folder.read_json(folder / weights_folder.TOKENIZER_CONFIG_FILE).get("do_lower_case")
+    stated = weights_settings.read_json(folder / weights_settings.TOKENIZER_CONFIG_FILE).get("do_lower_case")
     if stated is None:
         stated = fast["normalizer"].get("lowercase", True) if fast else True
     return bool(stated)
@@ -115,7 +115,7 @@ def recorded_lowercase(folder: Path) -> bool | None:
 def tokenizer_digest(folder: Path) -> str:
     """Return a digest of the names and the content of the files of a tokenizer."""
     hasher = hashlib.sha256()
-    for file in (folder / name for name in weights_folder.TOKENIZER_FILES):
+    for file in (folder / name for name in weights_settings.TOKENIZER_FILES):
         if file.is_file():
             hasher.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return hasher.hexdigest()
@@ -140,7 +140,7 @@ def _from_library(folder: Path) -> Tokenizer:
     Raises:
         UserError: If the library is not installed, or cannot read the file.
     """
-    file = folder / weights_folder.FAST_TOKENIZER_FILE
+    file = folder / weights_settings.FAST_TOKENIZER_FILE
     try:
         import tokenizers
     except ImportError as error:
@@ -156,8 +156,8 @@ def _from_library(folder: Path) -> Tokenizer:
         raise UserError(f"{file}: cannot be read", found=found, expected="a file of the library tokenizers") from error
     added = library.get_added_tokens_decoder()
     special = {number for number, token in added.items() if token.special}
-    settings = weights_folder.read_json(folder / weights_folder.TOKENIZER_CONFIG_FILE)
-    stated = weights_folder.read_json(folder / weights_folder.CONFIG_FILE).get("pad_token_id")
+    settings = weights_settings.read_json(folder / weights_settings.TOKENIZER_CONFIG_FILE)
+    stated = weights_settings.read_json(folder / weights_settings.CONFIG_FILE).get("pad_token_id")
     padding = stated if isinstance(stated, int) else library.token_to_id(_token_text(settings.get("pad_token")))
 
     def encode(text: str, lowercase: bool) -> Sequence[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xferbench.core.errors import UserError
 from xferbench.core.transforms import Tokens
-from xferbench.data import weights_folder
+from xferbench.data import weights_settings
 from xferbench.data.raw import TextExample
 from xferbench.lab.data.batch import example_shape
 from xferbench.lab.data.tokenizers import Tokenizer, load_tokenizer, recorded_lowercase, tokenizer_digest
@@ -38,19 +38,20 @@ def recorded_tokens(weights: Path) -> Tokens | None:
 
     Its ``max_length`` is the limit of the tokenizer or the network.
     """
-    config = weights_folder.transformers_config(weights)
-    if not weights_folder.takes_text(config, weights.parent):
+    config = weights_settings.transformers_config(weights)
+    if not weights_settings.takes_text(config, weights.parent):
         return None
-    settings = weights_folder.read_json(weights.with_name(weights_folder.TOKENIZER_CONFIG_FILE))
+    folder = weights_settings.tokenizer_folder(weights.parent)
+    settings = weights_settings.read_json(folder / weights_settings.TOKENIZER_CONFIG_FILE)
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if config["model_type"] in WITH_PADDING_POSITIONS and isinstance(positions, int):
         positions -= PADDING_POSITIONS
     limits = [settings.get("model_max_length"), positions]
     usable = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < NO_LIMIT]
     return Tokens(
-        tokenizer=tokenizer_digest(weights.parent),
-        tokenizer_path=str(weights.parent),
-        lowercase=recorded_lowercase(weights.parent),
+        tokenizer=tokenizer_digest(folder),
+        tokenizer_path=str(folder),
+        lowercase=recorded_lowercase(folder),
         max_length=min(usable, default=DEFAULT_MAX_LENGTH),
         padding="left" if settings.get("padding_side") == "left" else "right",
         truncation="left" if settings.get("truncation_side") == "left" else "right",

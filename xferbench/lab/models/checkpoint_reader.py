@@ -88,10 +88,15 @@ def read_with_note(path: Path) -> tuple[dict[str, Tensor], str]:
     The note says which weights were chosen if the file has two sets. The weights are preferred to their moving average, because
     they are what training produced and every file has them.
     """
-    state, note = read_raw(path)
+    file = weights_folder.find_weights(path)
+    base = weights_folder.base_weights(file)
+    state, note = read_raw(base or file)
     state = {name: _to_float32(tensor) for name, tensor in without_prefixes(state).items()}
-    state = transformers_models.rename_tensors(state, weights_folder.find_weights(path))
-    return peft_checkpoints.merge_adapters(state, path), note
+    state = transformers_models.rename_tensors(state, file)
+    if base:
+        adapter = {name: _to_float32(tensor) for name, tensor in read_raw(file)[0].items()}
+        state |= peft_checkpoints.adapter_tensors(adapter, file)
+    return peft_checkpoints.merge_adapters(state, file), note
 
 
 def read_raw(path: Path) -> tuple[dict[str, Tensor], str]:

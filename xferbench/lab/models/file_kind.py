@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from xferbench.core.errors import UserError
 from xferbench.core.printable import one_line
-from xferbench.data.weights_folder import KERAS_ADVICE, STATE_DICT_ADVICE, WEIGHTS_EXPECTED, describe_adapter, describe_task
+from xferbench.data.weights_folder import KERAS_ADVICE, STATE_DICT_ADVICE, WEIGHTS_EXPECTED
+from xferbench.data.weights_settings import describe_adapter, describe_task
 from xferbench.lab.models.pickle_globals import is_pickle
 
 if TYPE_CHECKING:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from xferbench.core.errors import UserError
-from xferbench.data import weights_folder
+from xferbench.data import weights_settings
 from xferbench.lab.models.state_dict_names import format_names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-CONFIG_FILE = weights_folder.ADAPTER_CONFIG_FILE
+CONFIG_FILE = weights_settings.ADAPTER_CONFIG_FILE
+NETWORK_PREFIX = "base_model.model."  # of a network within the model of peft
 ADAPTER_PATTERN = re.compile(
     r"\.(lora_\w+|base_layer|modules_to_save|original_module|ia3_\w+|hada_\w+|lokr_\w+|vera_\w+)(\.|$)"
 )
@@ -64,6 +66,18 @@ def merge_adapters(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return plain
 
 
+def adapter_tensors(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that holds an adapter and perhaps a head, under the names of the adapted network.
+
+    Raises:
+        UserError: If the adapter is of another kind than low-rank.
+    """
+    kind = weights_settings.read_json(path.with_name(CONFIG_FILE)).get("peft_type")
+    if kind != "LORA":
+        raise _refused(path, f"{kind} in {CONFIG_FILE}")
+    return {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in state.items()}
+
+
 def _layer_name(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
@@ -92,8 +106,8 @@ def _scale(path: Path, rank: int) -> float:
 
 
 def _without_network(path: Path, layer: str) -> UserError:
-    config = weights_folder.read_json(path.with_name(CONFIG_FILE))
-    found, do = weights_folder.describe_adapter(config)
+    config = weights_settings.read_json(path.with_name(CONFIG_FILE))
+    found, do = weights_settings.describe_adapter(config)
     if not config:
         return _refused(path, f"an adapter without its layer: {layer}")
     return UserError(f"{path}: an adapter that is not merged", found=found, expected="the tensors of a whole network", do=do)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xferbench.core.errors import UserError
 from xferbench.core.transforms import Preprocessing
-from xferbench.data import weights_folder
+from xferbench.data import weights_settings
 from xferbench.lab.models.transformers_text import (
     TextClassifier,
     TextNetwork,
@@ -53,7 +53,7 @@ def find_arch(weights: Path) -> str:
     Raises:
         UserError: if transformers is not installed.
     """
-    if not _is_known(weights_folder.transformers_config(weights), weights.parent):
+    if not _is_known(weights_settings.transformers_config(weights), weights.parent):
         return ""
     import_transformers()
     return f"{PREFIX}{weights.parent.resolve()}"
@@ -68,8 +68,8 @@ def build(arch: str, classes: int, pooling: str = "") -> nn.Module:
         UserError: if transformers is not installed or cannot build the network, or the network has no pooling to choose.
     """
     folder = Path(arch.removeprefix(PREFIX))
-    if not (folder / weights_folder.CONFIG_FILE).is_file():
-        expected = f"{PREFIX}DIR, a folder with {weights_folder.CONFIG_FILE}"
+    if not (folder / weights_settings.CONFIG_FILE).is_file() and weights_settings.base_folder(folder) is None:
+        expected = f"{PREFIX}DIR, a folder with {weights_settings.CONFIG_FILE}"
         raise UserError("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
     network = _build_network(folder, classes, pooling)
     if pooling and not isinstance(network, TextNetwork):
@@ -83,7 +83,7 @@ def rename_tensors(state: dict[str, Tensor], weights: Path) -> dict[str, Tensor]
 
     Tensors are returned unchanged if they do not belong to a known network of transformers, or it is not installed.
     """
-    config = weights_folder.transformers_config(weights)
+    config = weights_settings.transformers_config(weights)
     if not _is_known(config, weights.parent) or not is_installed():
         return state
     with torch.device("meta"):
@@ -108,14 +108,17 @@ def recorded_preprocessing(weights: Path) -> tuple[Preprocessing | None, str]:
     Raises:
         UserError: if a value of the record is not plausible.
     """
-    config = weights_folder.transformers_config(weights)
+    config = weights_settings.transformers_config(weights)
     if not config:
         return None, ""
-    file = weights.with_name(weights_folder.PREPROCESSOR_FILE)
-    record = weights_folder.read_json(file)
+    file = weights.with_name(weights_settings.PREPROCESSOR_FILE)
+    if not file.is_file() and (base := weights_settings.base_folder(weights.parent)):
+        file = base / weights_settings.PREPROCESSOR_FILE
+    record = weights_settings.read_json(file)
     side = config.get("image_size")
     if not record and isinstance(side, int) and 0 < side <= MAX_SIDE:
-        note = f"preprocessing: no {file.name} next to the weights; {weights_folder.CONFIG_FILE} records the size, {side}, only"
+        recorded = f"{weights_settings.CONFIG_FILE} records the size, {side}, only"
+        note = f"preprocessing: no {file.name} next to the weights; {recorded}"
         return Preprocessing(resize=side, crop=side), note
     if not record:
         return None, ""
@@ -166,11 +169,12 @@ def _is_classifier(config: Mapping[str, Any]) -> bool:
 
 def _build_network(folder: Path, classes: int | None = None, pooling: str = "") -> LogitsOnly | TextClassifier | TextNetwork:
     transformers = import_transformers()
-    is_text = is_text_network(weights_folder.read_json(folder / weights_folder.CONFIG_FILE), folder)
+    settings = weights_settings.folder_config(folder)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), **local)
-        if is_text:
+        config = transformers.AutoConfig.from_pretrained(str(weights_settings.base_folder(folder) or folder), **local)
+        config.architectures = settings.get("architectures")
+        if is_text_network(settings, folder):
             return build_text_network(transformers, config, folder, classes, pooling)
         if classes is not None:
             config.num_labels = classes
@@ -178,7 +182,7 @@ def _build_network(folder: Path, classes: int | None = None, pooling: str = "") 
     except (ValueError, TypeError, LookupError, AttributeError, ImportError, OSError, RuntimeError) as error:
         found = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise UserError(
-            f"{folder}: transformers cannot build the network of {weights_folder.CONFIG_FILE}",
+            f"{folder}: transformers cannot build the network of {weights_settings.CONFIG_FILE}",
             found=found,
             expected="a network for images or text whose code is part of transformers",
             do="install the version of transformers that saved it, or state arch = python:MODULE:CALLABLE",

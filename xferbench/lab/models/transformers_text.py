@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from xferbench.data import weights_folder
+from xferbench.data import weights_settings
 from xferbench.lab.data import tokenizers
 
 if TYPE_CHECKING:
@@ -118,13 +118,13 @@ def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
 
 def is_text_network(config: Mapping[str, Any], folder: Path) -> bool:
     """Return whether a folder holds a network for text: a tokenizer, and an architecture that classifies or is pretrained."""
-    is_known = weights_folder.architecture_name(config).endswith((CLASSIFIER_SUFFIX, *PRETRAINED_SUFFIXES))
-    return is_known and weights_folder.takes_text(config, folder)
+    is_known = weights_settings.architecture_name(config).endswith((CLASSIFIER_SUFFIX, *PRETRAINED_SUFFIXES))
+    return is_known and weights_settings.takes_text(config, folder)
 
 
 def is_finished(config: Mapping[str, Any]) -> bool:
     """Return whether a network for text has a head that classifies."""
-    return weights_folder.architecture_name(config).endswith(CLASSIFIER_SUFFIX)
+    return weights_settings.architecture_name(config).endswith(CLASSIFIER_SUFFIX)
 
 
 def pooling_of(config: Mapping[str, Any], folder: Path) -> str:
@@ -132,7 +132,7 @@ def pooling_of(config: Mapping[str, Any], folder: Path) -> str:
 
     It is that of sentence-transformers if the folder records one, the last token of a decoder, and else the first token.
     """
-    recorded = weights_folder.read_json(folder / weights_folder.POOLING_FILE)
+    recorded = weights_settings.read_json((weights_settings.base_folder(folder) or folder) / weights_settings.POOLING_FILE)
     modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     stated = [pooling for key, pooling in modes.items() if recorded.get(key) is True]
     return stated[0] if len(stated) == 1 else "last" if config.get("model_type") in DECODERS else "cls"
@@ -154,7 +154,7 @@ def build_text_network(
     if classes is not None:
         config.num_labels = classes
     if config.pad_token_id is None:  # transformers finds the last token of a text by it
-        config.pad_token_id = tokenizers.load_from_folder(folder).padding
+        config.pad_token_id = tokenizers.load_from_folder(weights_settings.tokenizer_folder(folder)).padding
     if is_finished(settings):
         return TextClassifier(transformers.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
     arguments = pretrained_arguments(transformers.MODEL_MAPPING[type(config)])

@@ -26,7 +26,7 @@ from xferbench.core.trial import (
     Trial,
 )
 from xferbench.core.version import LAB_VERSION
-from xferbench.data import inputs, language, sources, weights_folder
+from xferbench.data import inputs, language, sources, weights_settings
 from xferbench.lab.data import tokens
 from xferbench.lab.models import checkpoint_reader, checkpoints, tiny_bert
 from xferbench.lab.worker import run_trials
@@ -82,12 +82,12 @@ def write_text_network(seed: int, output: Path) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in language.vocabulary_lines()), encoding="utf-8")
     files = {
-        weights_folder.CONFIG_FILE: {
+        weights_settings.CONFIG_FILE: {
             "model_type": "tiny-bert",
             "architectures": ["TinyBert"],
             "max_position_embeddings": tiny_bert.MAX_TOKENS,
         },
-        weights_folder.TOKENIZER_CONFIG_FILE: {"do_lower_case": False, "model_max_length": tiny_bert.MAX_TOKENS},
+        weights_settings.TOKENIZER_CONFIG_FILE: {"do_lower_case": False, "model_max_length": tiny_bert.MAX_TOKENS},
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
