@@ -76,6 +76,23 @@ def test_the_weights_of_a_transformers_folder_are_found(tmp_path):
     assert weights_folder.find_weights(tmp_path / "pytorch_model.bin") == tmp_path / "pytorch_model.bin"
 
 
+@pytest.mark.parametrize("name", ["no/such", "/etc", "a\0b", "long" * 5000, "", 5, None])
+def test_an_adapter_whose_network_is_not_found_is_refused(name, tmp_path):
+    config = {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": name}
+    error = refused(make(tmp_path, {"adapter_config.json": config, "adapter_model.safetensors": ""}))
+    assert "without the network" in error.found and "merge_and_unload" in error.do
+
+
+def test_an_adapter_is_found_if_its_network_is_on_this_machine(tmp_path):
+    config = {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "../net"}
+    make(tmp_path / "net", {"config.json": {"model_type": "vit"}, "model.safetensors": ""})
+    folder = make(tmp_path / "adapter", {"adapter_config.json": config, "adapter_model.bin": ""})
+    assert weights_folder.find_weights(folder) == folder / "adapter_model.bin"
+    assert weights_folder.base_weights(folder / "adapter_model.bin").samefile(tmp_path / "net" / "model.safetensors")
+    (tmp_path / "net" / "model.safetensors").unlink()
+    assert "without the network" in refused(folder).found
+
+
 def test_the_shards_of_an_index_are_found_in_its_folder(tmp_path):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     make(tmp_path, {"model.safetensors.index.json": index, "model-00001-of-00002.safetensors": ""})

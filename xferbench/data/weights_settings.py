@@ -86,10 +86,13 @@ def base_folder(folder: Path) -> Path | None:
     if (folder / CONFIG_FILE).is_file():
         return None
     recorded = read_json(folder / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
-    if not isinstance(recorded, str) or not recorded or "\0" in recorded:
+    if not isinstance(recorded, str) or not recorded:
         return None
     places = (place / recorded for place in (folder.absolute(), *folder.absolute().parents))
-    return next((place for place in places if (place / CONFIG_FILE).is_file()), None)
+    try:
+        return next((place for place in places if (place / CONFIG_FILE).is_file()), None)
+    except (OSError, ValueError):  # a name that is too long, or has a NUL character
+        return None
 
 
 def tokenizer_folder(folder: Path) -> Path:
