@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from concurrent.futures import Executor
     from pathlib import Path
     from typing import Any
 
@@ -39,6 +40,7 @@ def run(
     store: "str | Path | None" = None,
     device: str = "auto",
     workers: int | None = None,
+    engine: "str | Executor" = "local",
     allow_code: bool = False,
     plan: "str | Path | None" = None,
 ) -> "Run":
@@ -50,6 +52,7 @@ def run(
         store: the file of records; None uses the one in the user's cache directory.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         workers: number of worker processes; None uses one for each core.
+        engine: where to compute: ``local``, an executor, or ``python:module:factory`` whose factory returns one.
         allow_code: whether the suite may run user code (``python:module:callable``).
         plan: the file of a preregistered plan (``xferbench validate --freeze``); a run that differs from it is refused.
 
@@ -63,7 +66,16 @@ def run(
     from xferbench.runner import run as runner
 
     register_display()
-    return runner.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code, plan=plan)
+    return runner.run(
+        suite,
+        output=output,
+        store=store,
+        device=device,
+        workers=workers,
+        engine=engine,
+        allow_code=allow_code,
+        plan=plan,
+    )
 
 
 def cross(
@@ -73,6 +85,7 @@ def cross(
     store: "str | Path | None" = None,
     device: str = "auto",
     workers: int | None = None,
+    engine: "str | Executor" = "local",
     allow_code: bool = False,
 ) -> "Run":
     """Run a suite with a [matrix], which compares recipes over targets, sizes and backbones.
@@ -81,7 +94,7 @@ def cross(
     :func:`run` accepts such a suite too; this function refuses any other.
 
     Args:
-        suite, output, store, device, workers, allow_code: as in :func:`run`.
+        suite, output, store, device, workers, engine, allow_code: as in :func:`run`.
 
     Raises:
         xferbench.core.errors.UserError: if an input is not usable, or the suite has no matrix.
@@ -93,7 +106,7 @@ def cross(
     register_display()
     loaded = runner.load_suite(suite, allow_code=allow_code)
     require_matrix(loaded)
-    return runner.run(loaded, output=output, store=store, device=device, workers=workers)
+    return runner.run(loaded, output=output, store=store, device=device, workers=workers, engine=engine)
 
 
 def watch(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("isolated")
 
 
 SURFACE = """
-run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
+run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --engine; --seed; --budget; --set;
           --allow-code; --plan; --dry-run; --shard; --fail-on fail|inconclusive; --format text|json
 audit     suite; --arch; --after; --before; --data; --source; --keep-source; --shifted; --manifest; --believed;
           --mean; --std; --interpolation bilinear|bicubic|nearest; --crop-pct; --img-size; --channels rgb|bgr|grey;
@@ -33,7 +33,7 @@ audit     suite; --arch; --after; --before; --data; --source; --keep-source; --s
           --serve-lowercase --no-serve-lowercase; --serve-max-length; --serve-truncation right|left; --serve-padding right|left;
           --serve-special single|none|twice; --serve-masked --no-serve-masked; --serve-extra-padding; --serve-mode eval|train;
           --metric; --margin; --max-duplicates; --checks; --limit; --scratch; -o --output; --store; --device auto|cuda|mps|cpu;
-          -j --workers; --allow-code;
+          -j --workers; --engine; --allow-code;
           --freeze; --plan; --repair; --force; --fail-on fail|inconclusive; --format text|json
 gate      suite; --baseline; --candidate; --accept; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed;
           --budget; --set; --allow-code; --fail-on fail|inconclusive; --format text|json
@@ -74,6 +74,7 @@ def test_defaults_of_run_are_pinned():
         "store": None,
         "device": "auto",
         "workers": None,
+        "engine": "local",
         "seed": None,
         "budget": None,
         "set": [],

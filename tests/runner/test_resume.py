@@ -306,25 +306,42 @@ def test_a_training_that_crashes_is_an_error_of_the_plugins_that_use_it(suite, t
 
 
 def deadly(context):
-    """End the worker process once."""
-    flag = Path(os.environ["XFERBENCH_TEST_FLAG"])
-    if flag.exists():
+    """End the worker process as often as there are flags of the seed."""
+    for flag in Path(os.environ["XFERBENCH_TEST_FLAGS"]).glob(f"{context.trial.spec.seed}-*"):
         flag.unlink()
         os._exit(9)
     return {"deadly": 1.0}
 
 
-def test_a_worker_that_dies_is_an_error_of_its_group_and_the_next_run_completes(
-    suite, uninterrupted, tmp_path, use_plugins, monkeypatch
-):
-    flag, path = tmp_path / "flag", tmp_path / "store.sqlite"
-    flag.touch()
-    monkeypatch.setenv("XFERBENCH_TEST_FLAG", str(flag))
+@pytest.fixture
+def deadly_suite(suite, tmp_path, use_plugins, monkeypatch):
+    """Return a suite with the measure that ends workers, and the folder of its flags."""
+    flags = tmp_path / "flags"
+    flags.mkdir()
+    monkeypatch.setenv("XFERBENCH_TEST_FLAGS", str(flags))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    changed = replace(suite, rules=replace(suite.rules, looks=(2,)))
     use_plugins(make_plugin("deadly", measures={"deadly": "test_resume:deadly@1"}))
+    return replace(suite, rules=replace(suite.rules, looks=(2,))), flags
+
+
+def test_the_group_of_a_worker_that_dies_once_is_computed_again(deadly_suite, tmp_path):
+    changed, flags = deadly_suite
+    (flags / "0-1").touch()
+    finished = run(changed, tmp_path / "store.sqlite")
+    assert not any(flags.iterdir())
+    assert verdicts_by_finding(finished)["deadly/harm"] != "ERROR"
+    assert not any(cell.record.error for cell in finished.cells)
+
+
+def test_a_worker_that_dies_twice_is_an_error_of_its_group_and_the_next_run_completes(
+    deadly_suite, uninterrupted, tmp_path, monkeypatch
+):
+    changed, flags = deadly_suite
+    path = tmp_path / "store.sqlite"
+    for name in ("0-1", "0-2"):
+        (flags / name).touch()
     finished = run(changed, path)
-    assert not flag.exists()
+    assert not any(flags.iterdir())
     assert verdicts_by_finding(finished) == {"deadly/harm": "ERROR"}
     assert "a worker process ended with exit status 9" in finished.findings[0].reason
     assert {cell.seed for cell in finished.cells if cell.record.error} == {0}, "the other seeds have records"

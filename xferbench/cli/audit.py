@@ -22,6 +22,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     _add_rules(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the report (default: reports/NAME)")
     options.add_computation(parser)
+    options.add_engine(parser)
     options.add_allow_code(parser)
     plan_options = parser.add_mutually_exclusive_group()
     options.add_freeze(plan_options)

@@ -66,6 +66,12 @@ def add_computation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-j", "--workers", type=positive_int, metavar="N", help=text)
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine``."""
+    text = "where to compute: local (default), or python:module:factory, a function that returns a concurrent.futures.Executor"
+    parser.add_argument("--engine", default="local", metavar="ENGINE", help=text)
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add ``--seed``, ``--budget`` and ``--set``."""
     parser.add_argument("--seed", type=nonnegative_int, metavar="N", help="first judged seed; overrides the suite")

@@ -24,6 +24,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser.add_argument("suite", help="a suite file, or the name of a shipped one (quick)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the report (default: reports/NAME)")
     options.add_computation(parser)
+    options.add_engine(parser)
     options.add_overrides(parser)
     options.add_allow_code(parser)
     options.add_plan(parser)
@@ -65,6 +66,7 @@ def _run_shard(suite: Suite, arguments: argparse.Namespace) -> int:
         "--format json": arguments.format == "json",
         "--fail-on inconclusive": arguments.fail_on == "inconclusive",
         "--dry-run": arguments.dry_run,
+        "--engine": arguments.engine != "local",
     }
     if found := [option for option, is_set in whole_run_options.items() if is_set]:
         raise UserError(
@@ -103,6 +105,7 @@ def run_and_report(suite: Suite, arguments: argparse.Namespace) -> int:
             store=arguments.store,
             device=arguments.device,
             workers=arguments.workers,
+            engine=arguments.engine,
             on_progress=show,
             plan=arguments.plan,
             repaired=getattr(arguments, "repair", None),

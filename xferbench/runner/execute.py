@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,8 @@ from xferbench.core.trial import ComputeContext, Trial
 from xferbench.core.version import LAB_VERSION
 from xferbench.report.messages import write_sentence
 from xferbench.runner import discovery, duplicate_files, sample_images, store
-from xferbench.runner.engines import local
+from xferbench.runner.engines import choice, local
+from xferbench.runner.engines.named_call import CallError
 from xferbench.runner.environment import torch_version
 from xferbench.runner.profile import adapt_search, profile_pipeline
 from xferbench.study import batching, followup, schedule
@@ -34,6 +35,7 @@ from xferbench.study.study import Study, subject_arm
 
 if TYPE_CHECKING:
     import sqlite3
+    from concurrent.futures import Executor
 
     from xferbench.core.plugin import Plugin, Profile
     from xferbench.core.run import Duplicate, SampleImages
@@ -91,6 +93,7 @@ def execute(
     path: Path,
     device: str = "auto",
     workers: int | None = None,
+    engine: str | Executor = choice.LOCAL,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> StudyResult:
     """Run a suite of one task; trials that the store at ``path`` contains are not computed again.
@@ -100,6 +103,7 @@ def execute(
         path: the file of the store.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         workers: number of worker processes; None means :func:`default_workers`.
+        engine: where the work is computed, as in :func:`xferbench.runner.engines.choice.open_engine`.
         on_progress: called with the progress.
 
     Raises:
@@ -108,15 +112,15 @@ def execute(
     start, workers = monotonic(), workers or default_workers(device)
     records: dict[str, Record] = {}
     counter, cache = WorkCounter(), store.cache_folder(path)
-    with open_study(suite, path, device, workers, on_progress) as (study, db, engine):
-        submit = partial(submit_group, engine, cache)
+    with open_study(suite, path, device, workers, on_progress, engine) as (study, db, call):
+        submit = partial(submit_group, call, cache)
         step = run_to_completion(study, records, db, submit, counter, on_progress)
         remaining = None
         if planned := followup.followup_study(study, step, records):
             plugin, followup_study = planned
             followup_step = run_to_completion(followup_study, records, db, submit, counter, on_progress)
             remaining = followup.Followup(by=plugin, study=followup_study, step=followup_step)
-        samples, notes = sample_images.collect_sample_images(study, step, engine, cache)
+        samples, notes = sample_images.collect_sample_images(study, step, call, cache)
         duplicates = duplicate_files.list_duplicates(step, records, cache)
         store.trim_cache(cache)
     return StudyResult(
@@ -141,8 +145,9 @@ def open_study(
     device: str,
     workers: int | None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    engine: str | Executor = choice.LOCAL,
 ) -> Iterator[tuple[Study, sqlite3.Connection, Callable[[], Call]]]:
-    """Yield the study of a suite, its open store, and a function that starts the workers when it is first called.
+    """Yield the study of a suite, its open store, and a function that starts the engine when it is first called.
 
     The data and the backbone are profiled if the store does not contain their profile.
 
@@ -151,16 +156,16 @@ def open_study(
     """
     plugins = discovery.suite_plugins(suite)
     torch = torch_version()
-    with store.open_store(path) as db, _lazy_workers(workers or default_workers(device)) as engine:
+    with store.open_store(path) as db, _lazy_engine(engine, workers or default_workers(device)) as call:
         on_progress(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
-        context = ComputeContext(device=_resolve_device(device, engine), torch=torch, lab=LAB_VERSION)
-        pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), engine, context.device)
+        context = ComputeContext(device=_resolve_device(device, call), torch=torch, lab=LAB_VERSION)
+        pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), call, context.device)
         warn_of_low_power(suite, profile, plugins, on_progress)
         subject = subject_arm(suite, pipeline)
         study = Study(
             suite=adapt_search(suite, profile.preprocessing), profile=profile, plugins=plugins, subject=subject, context=context
         )
-        yield afford(study), db, engine
+        yield afford(study), db, call
 
 
 def warn_of_low_power(
@@ -251,21 +256,29 @@ def _compute(
 ) -> None:
     """Compute the missing trials of a step in the groups that ``is_mine`` selects; each record is stored as it arrives.
 
-    If a worker dies, only the trials of its group crash.
+    A group whose worker dies is submitted once more. If that one dies too, the trials of the group crash.
     """
     running: dict[Future[Any], tuple[Trial, ...]] = {}
-    for group in filter(is_mine, trial_groups(step, study)):
-        missing = frozenset(trial.key for trial in group if trial.key not in records)
-        if missing:
+    repeated: set[str] = set()  # the keys of the first trials of the groups that were submitted twice
+
+    def start_group(group: tuple[Trial, ...]) -> None:
+        if missing := frozenset(trial.key for trial in group if trial.key not in records):
             running[submit(group, missing)] = group
+
+    for group in filter(is_mine, trial_groups(step, study)):
+        start_group(group)
     total, start, total_cost = len(running), monotonic(), sum(_group_cost(group) for group in running.values())
     seconds_left, finished_cost = None, 0.0
     while running:
         report(running, total, seconds_left)
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         # A failed group, such as one on a full disk, ends the run. It comes last, so that the other results are stored first.
-        for future in sorted(done, key=lambda finished: finished.exception() is not None):
+        for future in sorted(done, key=lambda finished: _failure(finished) is not None):
             group = running.pop(future)
+            if _is_lost(future) and group[0].key not in repeated:
+                repeated.add(group[0].key)
+                start_group(group)
+                continue
             finished_cost += _group_cost(group)
             results, fits = _group_results(future, group, records)
             counter.fits += fits
@@ -282,23 +295,43 @@ def _group_results(
     future: Future[Any], group: tuple[Trial, ...], records: Mapping[str, Record]
 ) -> tuple[Sequence[Record], int]:
     """Return the records of a finished group and the number of trained networks; if the worker died, records with its error."""
+    if _is_lost(future):
+        failure = _failure(future)
+        message = str(failure) if isinstance(failure, local.WorkerDied) else f"{type(failure).__name__}: {failure}"
+        return [Record(key=trial.key, error=message) for trial in group if trial.key not in records], 0
     try:
         results, fits = future.result()
-    except local.WorkerDied as error:
-        return [Record(key=trial.key, error=str(error)) for trial in group if trial.key not in records], 0
     except OSError as error:
         do = "free some space, check permissions"
         raise UserError("a file could not be read or written", found=str(error), do=do) from error
     return results, fits
 
 
+def _failure(future: Future[Any]) -> BaseException | None:
+    return CancelledError("cancelled") if future.cancelled() else future.exception()
+
+
+def _is_lost(future: Future[Any]) -> bool:
+    """Return whether a call ended without an answer: its worker or its machine died, or its executor gave it up."""
+    failure = _failure(future)
+    return failure is not None and not isinstance(failure, UserError | OSError | CallError)
+
+
 def _group_cost(group: tuple[Trial, ...]) -> float:
     return sum(training_cost(spec) for spec in {trial.model.base for trial in group}) + 100.0
 
 
-def submit_group(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:
-    """Submit the trials of a group whose keys are in ``missing`` to a worker."""
-    return engine()("xferbench.lab.worker.run_trials:run_trials", group, missing, cache)
+def submit_group(call: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:
+    """Submit the trials of a group whose keys are in ``missing`` to the engine.
+
+    Raises:
+        UserError: if the engine accepts no more work.
+    """
+    try:
+        return call()("xferbench.lab.worker.run_trials:run_trials", group, missing, cache)
+    except BrokenExecutor as error:
+        do = "start the engine again, and repeat the command: it continues with the finished results"
+        raise UserError("the engine accepts no more work", found=f"{type(error).__name__}: {error}", do=do) from error
 
 
 def trial_groups(step: schedule.Schedule, study: Study) -> list[tuple[Trial, ...]]:
@@ -310,17 +343,17 @@ def trial_groups(step: schedule.Schedule, study: Study) -> list[tuple[Trial, ...
 
 
 @contextmanager
-def _lazy_workers(count: int) -> Iterator[Callable[[], Call]]:
-    """Yield a function that starts the workers when it is first called."""
+def _lazy_engine(engine: str | Executor, workers: int) -> Iterator[Callable[[], Call]]:
+    """Yield a function that starts the engine when it is first called."""
     with ExitStack() as stack:
         started: list[Call] = []
 
-        def engine() -> Call:
+        def start() -> Call:
             if not started:
-                started.append(stack.enter_context(local.start_workers(count)))
+                started.append(stack.enter_context(choice.open_engine(engine, workers)))
             return started[0]
 
-        yield engine
+        yield start
 
 
 def is_cpu(device: str) -> bool:
@@ -334,10 +367,10 @@ def default_workers(device: str) -> int:
     return local.available_cores() if is_cpu(device) else 1
 
 
-def _resolve_device(device: str, engine: Callable[[], Call]) -> str:
+def _resolve_device(device: str, call: Callable[[], Call]) -> str:
     if is_cpu(device):
         return "cpu"
-    return str(engine()("xferbench.lab.worker.profile:resolve_device", device).result())
+    return str(call()("xferbench.lab.worker.profile:resolve_device", device).result())
 
 
 def store_path(path: Path | None) -> Path:

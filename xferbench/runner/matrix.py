@@ -13,6 +13,7 @@ from xferbench.core.suite import replace_invocation, replace_rules
 from xferbench.data import inputs
 from xferbench.report.messages import write_matrix, write_sentence
 from xferbench.runner import build_run, execute, input_digests, preregistration, store
+from xferbench.runner.engines import choice
 from xferbench.runner.execute import StudyResult, WorkCounter
 from xferbench.study import schedule
 from xferbench.study.matrix_arms import PLUGIN_PREFIX, RECIPE_ARM, recipe_study
@@ -21,6 +22,7 @@ from xferbench.study.schedule import records_by_term
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from xferbench.core.progress import Progress
@@ -38,6 +40,7 @@ def run_matrix(
     path: Path,
     device: str = "auto",
     workers: int | None = None,
+    engine: str | Executor = choice.LOCAL,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_task: Callable[[Suite, Run], None] = lambda *_: None,
     command: str = "",
@@ -47,7 +50,7 @@ def run_matrix(
     Args:
         suite: a suite with a matrix.
         path: the file of the store.
-        device, workers, on_progress: as in :func:`xferbench.runner.execute.execute`.
+        device, workers, engine, on_progress: as in :func:`xferbench.runner.execute.execute`.
         on_task: called with each task and the run of its plugins, as soon as the task is done.
         command: the command line as the user typed it.
 
@@ -62,7 +65,8 @@ def run_matrix(
     for number, task in enumerate(tasks, start=1):
         stage = f"{task.name} ({number} of {len(tasks)})"
         try:
-            results.append(_run_task(task, matrix, path, device, workers, partial(_report_stage, on_progress, stage)))
+            report = partial(_report_stage, on_progress, stage)
+            results.append(_run_task(task, matrix, path, device, workers, engine, report))
         except Interrupted as interrupt:
             earlier = sum(result.cost["trials"]["unique"] for result in results)
             raise Interrupted(kept=earlier + interrupt.kept) from interrupt
@@ -104,13 +108,19 @@ def _report_stage(on_progress: Callable[[Progress], None], stage: str, progress:
 
 
 def _run_task(
-    task: Suite, matrix: Matrix, path: Path, device: str, workers: int | None, on_progress: Callable[[Progress], None]
+    task: Suite,
+    matrix: Matrix,
+    path: Path,
+    device: str,
+    workers: int | None,
+    engine: str | Executor,
+    on_progress: Callable[[Progress], None],
 ) -> TaskResult:
     """Run the plugins of a task, which have a budget of their own, and then its recipes."""
     start, counter = monotonic(), WorkCounter()
     records: dict[str, Record] = {}
-    with execute.open_study(task, path, device, workers, on_progress) as (study, db, engine):
-        submit = partial(execute.submit_group, engine, store.cache_folder(path))
+    with execute.open_study(task, path, device, workers, on_progress, engine) as (study, db, call):
+        submit = partial(execute.submit_group, call, store.cache_folder(path))
         plugin_step = (
             execute.run_to_completion(study, records, db, submit, counter, on_progress)
             if study.plugins

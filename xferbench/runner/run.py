@@ -17,12 +17,14 @@ from xferbench.core.run import replace_provenance
 from xferbench.core.suite import Suite, replace_invocation
 from xferbench.report.files import TASKS_FOLDER, write_run
 from xferbench.runner import build_run, discovery, input_digests, preregistration, repair
+from xferbench.runner.engines import choice
 from xferbench.runner.execute import execute, store_path
 from xferbench.runner.matrix import refuse_matrix, run_matrix
 from xferbench.runner.store import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
     from xferbench.core.run import Run
 
@@ -86,6 +88,7 @@ def run_suite(
     path: Path,
     device: str = "auto",
     workers: int | None = None,
+    engine: str | Executor = choice.LOCAL,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_task: Callable[[Suite, Run], None] = lambda *_: None,
     plan: str | Path | None = None,
@@ -98,7 +101,7 @@ def run_suite(
     Args:
         suite: the suite.
         path: the file of the store.
-        device, workers, on_progress: as in :func:`xferbench.runner.execute.execute`.
+        device, workers, engine, on_progress: as in :func:`xferbench.runner.execute.execute`.
         on_task: called with each task of a matrix and the run of its plugins.
         plan: the file of a frozen plan.
         repaired: the file for the network with repaired BatchNorm statistics; written only if the repair is confirmed.
@@ -112,14 +115,21 @@ def run_suite(
         if plan is not None:
             refuse_matrix(suite, "--plan")
         return run_matrix(
-            suite, path=path, device=device, workers=workers, on_progress=on_progress, on_task=on_task, command=command
+            suite,
+            path=path,
+            device=device,
+            workers=workers,
+            engine=engine,
+            on_progress=on_progress,
+            on_task=on_task,
+            command=command,
         )
     if repaired is not None:
         repair.require_repairable(suite, repaired, force=force)
     evidence: dict[str, Any] = {"command": command, "begun": utc_now()}
     on_progress(_stage("reading the data and the backbone"))
     inputs, frozen = input_digests.verify_inputs(suite, path, Path(plan) if plan else None)
-    executed = execute(suite, path=path, device=device, workers=workers, on_progress=on_progress)
+    executed = execute(suite, path=path, device=device, workers=workers, engine=engine, on_progress=on_progress)
     if frozen:
         input_digests.assert_unchanged(suite, path, inputs)
     result = build_run.build_run(executed)

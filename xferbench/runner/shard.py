@@ -113,14 +113,14 @@ def run_shard(
     inputs, frozen = input_digests.verify_inputs(suite, path, plan)
     records: dict[str, Record] = {}
     counter, is_mine = WorkCounter(), partial(is_owner, shard)
-    with open_study(suite, path, device, workers, on_progress) as (study, db, engine):
+    with open_study(suite, path, device, workers, on_progress) as (study, db, call):
         if shard.count > 1 and (study.lacking_seconds is not None or study.search != suite.scratch):
             raise UserError(
                 "--shard needs a budget that pays for the whole search of scratch",
                 found=f"budget = {suite.rules.budget:g} s, and a search that would be cut by the time measured on each machine",
                 do="raise budget, or state a smaller search in [scratch]",
             )
-        submit = partial(submit_group, engine, store.cache_folder(path))
+        submit = partial(submit_group, call, store.cache_folder(path))
         step = run_to_completion(study, records, db, submit, counter, on_progress, is_mine)
         if not step.pending and (planned := followup.followup_study(study, step, records)):
             step = run_to_completion(planned[1], records, db, submit, counter, on_progress, is_mine)

@@ -6,11 +6,9 @@ caller leaves no orphans: the end of the pipe ends the worker.
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import signal
-import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import IO, Any
 
 from xferbench.core.errors import UserError
 from xferbench.core.guarded_output import guard_output
+from xferbench.runner.engines.named_call import CallError, call_by_name
 
 
 def main() -> None:
@@ -53,15 +52,10 @@ def _listen(requests: IO[bytes], calls: SimpleQueue[bytes]) -> None:
 
 def _run_call(function: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
     """Return whether a call succeeded, and its result or the exception to raise in the caller."""
-    module, _, name = function.partition(":")
     try:
-        return True, getattr(importlib.import_module(module), name)(*arguments)
-    except UserError as problem:
+        return True, call_by_name(function, *arguments)
+    except (UserError, OSError, CallError) as problem:
         return False, problem
-    except OSError as error:
-        return False, OSError(str(error))  # a subclass may be unknown to the caller
-    except Exception as error:  # noqa: BLE001 - its class may be unknown to the caller
-        return False, RuntimeError("".join(traceback.format_exception(error)))
 
 
 def send_value(pipe: IO[bytes], value: Any) -> None:
