@@ -101,6 +101,25 @@ def test_what_is_no_engine_is_refused(engine, message):
     assert message in str(error.value)
 
 
+class Remembering(ThreadPoolExecutor):
+    """A thread that remembers its futures."""
+
+    def submit(self, function, /, *arguments):
+        self.futures = [*getattr(self, "futures", ()), super().submit(function, *arguments)]
+        return self.futures[-1]
+
+
+def test_an_interrupt_cancels_the_groups_that_wait_in_the_executor_of_the_caller(suite, tmp_path):
+    def interrupt(progress):
+        if progress.total > 1:
+            raise KeyboardInterrupt
+
+    with Remembering(1) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(suite, store=tmp_path / "store.sqlite", device="cpu", engine=pool, on_progress=interrupt)
+        assert sum(future.cancelled() for future in pool.futures) > 0
+
+
 class Broken(Executor):
     def submit(self, function, /, *arguments):
         raise BrokenProcessPool("a process died")

@@ -265,30 +265,39 @@ def _compute(
         if missing := frozenset(trial.key for trial in group if trial.key not in records):
             running[submit(group, missing)] = group
 
-    for group in filter(is_mine, trial_groups(step, study)):
-        start_group(group)
-    total, start, total_cost = len(running), monotonic(), sum(_group_cost(group) for group in running.values())
-    seconds_left, finished_cost = None, 0.0
-    while running:
-        report(running, total, seconds_left)
-        done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-        # A failed group, such as one on a full disk, ends the run. It comes last, so that the other results are stored first.
-        for future in sorted(done, key=lambda finished: _failure(finished) is not None):
-            group = running.pop(future)
-            if _is_lost(future) and group[0].key not in repeated:
-                repeated.add(group[0].key)
-                start_group(group)
-                continue
-            finished_cost += _group_cost(group)
-            results, fits = _group_results(future, group, records)
-            counter.fits += fits
-            for record in results:
-                if not record.error:
-                    store.put_record(db, record)  # first, so that no result is counted as kept before it is
-                records[record.key] = record
-                counter.trials.add(record.key)
-        if finished_cost:
-            seconds_left = (monotonic() - start) / finished_cost * (total_cost - finished_cost)
+    try:
+        for group in filter(is_mine, trial_groups(step, study)):
+            start_group(group)
+        total, start, total_cost = len(running), monotonic(), sum(map(_group_cost, running.values()))
+        seconds_left, finished_cost = None, 0.0
+        while running:
+            report(running, total, seconds_left)
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            # A failed group, such as one on a full disk, ends the run. It comes last: the other results are stored first.
+            for future in sorted(done, key=lambda finished: _failure(finished) is not None):
+                group = running.pop(future)
+                if _is_lost(future) and group[0].key not in repeated:
+                    repeated.add(group[0].key)
+                    start_group(group)
+                    continue
+                finished_cost += _group_cost(group)
+                results, fits = _group_results(future, group, records)
+                counter.fits += fits
+                counter.trials |= _keep_results(results, records, db)
+            if finished_cost:
+                seconds_left = (monotonic() - start) / finished_cost * (total_cost - finished_cost)
+    finally:
+        for future in running:  # after an interrupt or an error, an executor of the user would go on with the rest
+            future.cancel()
+
+
+def _keep_results(results: Sequence[Record], records: dict[str, Record], db: sqlite3.Connection) -> set[str]:
+    """Store the records of a group, add them to ``records``, and return their keys. Crashes are not stored."""
+    for record in results:
+        if not record.error:
+            store.put_record(db, record)  # first, so that no result is counted as kept before it is
+        records[record.key] = record
+    return {record.key for record in results}
 
 
 def _group_results(
