@@ -64,6 +64,14 @@ def test_failures_of_an_audit_are_ordered_by_consequence():
     assert [group[0].plugin for group in groups] == ["large", "small", "nats", "exact", "symptom"]
 
 
+def test_failures_of_a_run_are_ordered_by_consequence_and_the_rows_of_a_plugin_stay_together():
+    small, open_ = make_finding("small", "FAIL", harm=0.05), make_finding("open", "INCONCLUSIVE", harm=0.4)
+    mixed = [make_finding("mixed", verdict, harm=harm) for verdict, harm in (("PASS", 0.0), ("FAIL", 0.3))]
+    exact, middle = make_finding("exact", "FAIL"), make_finding("middle", "FAIL", harm=0.2)
+    groups = tables.finding_groups(make_run_of(open_, exact, small, *mixed, middle))
+    assert [group[0].plugin for group in groups] == ["mixed", "mixed", "middle", "small", "exact", "open"]
+
+
 def test_the_headline_does_not_count_symptoms_as_failures():
     bounds = {"low": 0.2, "high": 0.4}
     cause = make_finding("form", "FAIL", harm=0.3, **bounds)

@@ -25,6 +25,7 @@ Paired: TypeAlias = tuple[str, dict[int, float], Bounds]  # an arm, harm by seed
 
 MAX_LISTED_CONTROLS = 3  # more positive controls than this are summarized
 WORST_FIRST = ("FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED", "INFO")
+NO_COST = (True, 3, 0.0)  # after every value of _cost_rank()
 ARM_ORDER = ("subject", "cured", "induced", "scratch")
 
 
@@ -72,10 +73,11 @@ class ArmCurve:
 
 
 def finding_groups(run: Run) -> tuple[Group, ...]:
-    """Return the verdicts, with the plugin of the worst verdict first.
+    """Return the verdicts, with the plugin of the worst verdict first, and failures in the order of what they cost.
 
-    Variants that share plugin, contrast, verdict and harm form one group. In an audit all variants of a contrast form one
-    group, the worst verdict first, because each check answers one question about one network.
+    Variants that share plugin, contrast, verdict and harm form one group. The groups of a plugin stay together. In an audit all
+    variants of a contrast form one group, the worst verdict first, because each check answers one question about one network,
+    and the groups of a plugin are apart if their costs are.
     """
     is_audit = bool(run.suite.get("after"))
     groups: dict[tuple[object, ...], list[Finding]] = {}
@@ -84,13 +86,15 @@ def finding_groups(run: Run) -> tuple[Group, ...]:
             key = (finding.plugin, finding.contrast)
             groups.setdefault(key if is_audit else (*key, finding.verdict, *finding.estimate.bounds), []).append(finding)
     ranks: dict[str, int] = {}
+    costs: dict[str, tuple[bool, int, float]] = {}
+    unit = suite_unit(run)
     for first, *_ in groups.values():
         ranks[first.plugin] = min(_rank(first), ranks.get(first.plugin, len(WORST_FIRST)))
-    unit = suite_unit(run)
+        costs[first.plugin] = min(_cost_rank(first, unit), costs.get(first.plugin, NO_COST))
 
     def key_of(group: Group) -> tuple[object, ...]:
-        size = _audit_rank(group[0], unit) if is_audit else ()
-        return ranks[group[0].plugin], *size, _position(run, group[0])
+        cost = _cost_rank(group[0], unit) if is_audit else costs[group[0].plugin]
+        return ranks[group[0].plugin], *cost, _position(run, group[0])
 
     return tuple(sorted(map(tuple, groups.values()), key=key_of))
 
@@ -100,8 +104,8 @@ def suite_unit(run: Run) -> str:
     return metrics.get_metric(str(run.suite.get("metric", "accuracy"))).unit
 
 
-def _audit_rank(finding: Finding, unit: str) -> tuple[bool, int, float]:
-    """Return the sort key of a failure in an audit, by consequence.
+def _cost_rank(finding: Finding, unit: str) -> tuple[bool, int, float]:
+    """Return the sort key of a failure by consequence.
 
     Symptoms of another failure come last. Before them come harms in the unit of the suite, the largest first, then harms in
     other units, then exact failures, whose harm is unknown.
