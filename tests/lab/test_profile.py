@@ -52,7 +52,7 @@ def test_unsupported_names_trainable_kinds_without_a_tensor(tmp_path, monkeypatc
         return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
 
     torch.save(plain(4).state_dict(), tmp_path / "w.pt")
-    monkeypatch.setattr(backbones, "build", lambda _arch, classes, _code: plain(classes))
+    monkeypatch.setattr(backbones, "build", lambda _arch, classes, *_: plain(classes))
     weights = WeightsFile(digest=files.sha256(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
     result = make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights)
     assert result.model.unsupported == ("norm", "bias", "prompt", "prefix", "dropout")
@@ -73,7 +73,7 @@ def test_the_profile_names_the_sizes_that_the_network_accepts(tmp_path, monkeypa
     target = make_npz(tmp_path / "d.npz", side=32)
     assert make_profile(target, tmp_path / "cache").model.accepted_sizes == profile.COMMON_SIZES
     torch.save(FixedGrid(4).state_dict(), tmp_path / "w.pt")
-    monkeypatch.setattr(backbones, "build", lambda _arch, classes, _code: FixedGrid(classes))
+    monkeypatch.setattr(backbones, "build", lambda _arch, classes, *_: FixedGrid(classes))
     weights = WeightsFile(digest=files.sha256(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
     assert make_profile(target, tmp_path / "cache", weights=weights).model.accepted_sizes == (32,)
 

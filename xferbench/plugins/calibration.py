@@ -5,19 +5,19 @@ Symptom
     accepts too many predictions or too few.
 
 Cause
-    Overconfidence: the model was trained for long and at a high rate, until it predicts every training image with certainty.
+    Overconfidence: the model was trained for long and at a high rate, until it predicts every training example with certainty.
     A small training set gets there soon. Underconfidence: all layers were trained, and training ended before they converged.
 
 Remedy
-    Divide the logits by a temperature that is fitted on validation images. The predicted classes stay the same; only their
+    Divide the logits by a temperature that is fitted on validation examples. The predicted classes stay the same; only their
     confidence changes.
 
 How it is judged
-    The temperature is fitted on the validation images of each training, never on test images. Harm is Brier score(as it is) −
-    Brier score(with that temperature), with a margin of 0.02; if the suite's metric is the Brier score, with the suite's
-    margin. A temperature leaves the order of the classes as it is, so that the score of an image changes by less than 1 if the
-    prediction is right, and by at most 1.5 if it is wrong. About 300 test images can therefore decide. The NLL of one image
-    may change by 16 nats, and no small test set shows that such images are rare.
+    The temperature is fitted on the validation examples of each training, never on test examples. Harm is Brier score(as it is)
+    − Brier score(with that temperature), with a margin of 0.02; if the suite's metric is the Brier score, with the suite's
+    margin. A temperature leaves the order of the classes as it is, so that the score of an example changes by less than 1 if
+    the prediction is right, and by at most 1.5 if it is wrong. About 300 test examples can therefore decide. The NLL of one
+    example may change by 16 nats, and no small test set shows that such examples are rare.
 
 How it is induced
     ``overtrained``, in twice the steps: the head alone, then from a fifth on all layers at a constant rate of 0.01 (or three
@@ -25,7 +25,7 @@ How it is induced
 
 Also measured
     ``nll``: the same for the NLL, in nats. ``ece`` of each arm: the expected calibration error, as a root mean square over 15
-    bins with equally many images, corrected for its chance bias. It needs at least 2000 test images. The plot is the
+    bins with equally many examples, corrected for its chance bias. It needs at least 2000 test examples. The plot is the
     reliability diagram.
 
 References
@@ -71,7 +71,7 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
 
 
 def calibration_errors(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
-    """Return the calibration error of each arm except scratch: the root mean square over seeds, if there are enough images."""
+    """Return the calibration error of each arm but scratch: the root mean square over seeds, where examples suffice."""
     by_arm = records.values_by_arm(records_by_term, lambda record: record.predictions, exclude={"scratch"}, seeds=seeds)
     squared = {
         arm: [squared_calibration_error(predictions) for predictions in runs if len(predictions.label) >= MIN_ECE_EXAMPLES]
@@ -103,7 +103,7 @@ plugin = Plugin(
         info("nll", *TERMS, "what a temperature gains in NLL", metric="nll"),
     ),
     derived_metrics=calibration_errors,
-    remedy="divide the logits by a temperature fitted on validation images",
+    remedy="divide the logits by a temperature fitted on validation examples",
     plot=plot,
 )
 
@@ -117,17 +117,17 @@ Cause
     Training drove the training loss close to zero, often in a long fine-tuning at a high rate.
 
 Remedy
-    Divide the logits by a temperature that is fitted on images that were not used in training.
+    Divide the logits by a temperature that is fitted on examples that were not used in training.
 
 How it is judged
-    The temperature is fitted on one half of the test images. Harm is NLL(as it is) − NLL(with that temperature), in nats, on
+    The temperature is fitted on one half of the test examples. Harm is NLL(as it is) − NLL(with that temperature), in nats, on
     the other half. The margin is 0.05 nats, unless the suite's metric is the NLL.
 
 How it is induced
     ``overconfident``: logits times four.
 
 Also measured
-    The same for the Brier score. ``ece``, as the experiment ``calibration`` measures it, if at least 2000 images are
+    The same for the Brier score. ``ece``, as the experiment ``calibration`` measures it, if at least 2000 examples are
     evaluated.
 
 References
@@ -160,5 +160,5 @@ audit = Plugin(
         ),
     ),
     derived_metrics=calibration_errors,
-    remedy="divide the logits by a temperature fitted on images that training did not use",
+    remedy="divide the logits by a temperature fitted on examples that training did not use",
 )

@@ -10,13 +10,13 @@ Cause
 Remedy
     The recipe that preserves most of the source among those that keep the target's accuracy (within the margin, on
     validation): a lower rate, fewer steps, the best step, gradual unfreezing, discriminative rates, more weight decay, a
-    frozen backbone, L2-SP, EWC, rehearsal of source images (one for every eight) or learning without forgetting.
+    frozen backbone, L2-SP, EWC, rehearsal of source examples (one for every eight) or learning without forgetting.
 
 How it is judged
     Only if the suite says ``[source] keep = true``: nearly every fine-tuning forgets, which harms only those who need the
     source. Otherwise the same number is in an INFO finding, and nothing is cured or induced. Harm is metric(before) −
-    metric(after) on the source's test images, both with the original pretrained head and with the preprocessing recorded for
-    the weights; "before" is the network at step 0. The recipe is selected by its accuracy on source images that no training
+    metric(after) on the source's test examples, both with the original pretrained head and with the preprocessing recorded for
+    the weights; "before" is the network at step 0. The recipe is selected by its accuracy on source examples that no training
     uses.
 
 How it is induced
@@ -24,8 +24,8 @@ How it is induced
     many steps.
 
 Also measured
-    ``probe-forgetting``: the same with a linear head that is fitted again on source images, before and after. It shows what is
-    lost for good, not only what the old head cannot reach (usually far milder: Davari et al. 2022). ``restored``: what
+    ``probe-forgetting``: the same with a linear head that is fitted again on source examples, before and after. It shows what
+    is lost for good, not only what the old head cannot reach (usually far milder: Davari et al. 2022). ``restored``: what
     restoring the old BatchNorm statistics returns.
 
 References

@@ -11,7 +11,7 @@ Remedy
     Store the order of the classes in the checkpoint, and read it from there.
 
 How it is judged
-    On one half of the test images the plugin finds the assignment of outputs to classes with the most correct predictions
+    On one half of the test examples the plugin finds the assignment of outputs to classes with the most correct predictions
     (Kuhn 1955). Harm is metric(outputs in that order) − metric(as they are) on the other half.
 
 How it is induced
@@ -44,7 +44,7 @@ def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
 
 
 def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
-    """Return which output means which class, for the outputs that at least one image has."""
+    """Return which output means which class, for the outputs that at least one example has."""
     if subject == cured:
         return ""
     before, after = (records_by_term[arm, "test", 0].predictions for arm in ("subject", "cured"))

@@ -1,7 +1,7 @@
-"""A network that gives the same output for every image, or outputs that are not finite.
+"""A network that gives the same output for every example, or outputs that are not finite.
 
 Symptom
-    One prediction for all images; a loss that is NaN; features that barely differ from image to image.
+    One prediction for all examples; a loss that is NaN; features that barely differ from example to example.
 
 Cause
     Training diverged; activations died; the weights were read in another precision or scale. Or the weights are sound and the
@@ -12,9 +12,9 @@ Remedy
     check the loss for values that are not finite.
 
 How it is judged
-    An exact invariant: all weights and features are finite, the features that enter the head differ between images (their
-    spread over images is above a thousandth of their size), and so do the logits. A broken network with BatchNorm is measured
-    again with statistics that are computed on the test images; if nothing is wrong then, the statistics are the cause.
+    An exact invariant: all weights and features are finite, the features that enter the head differ between examples (their
+    spread over examples is above a thousandth of their size), and so do the logits. A broken network with BatchNorm is measured
+    again with statistics that are computed on the test examples; if nothing is wrong then, the statistics are the cause.
 
 How it is induced
     It is not induced: an exact invariant needs no control.
@@ -45,7 +45,7 @@ MIN_RELATIVE_SPREAD = 1e-3  # of the features over images, relative to their siz
 
 
 def collapse(context: MeasureContext) -> dict[str, float]:
-    """Return :func:`examine` of the network; if it collapsed, also whether it does with BatchNorm statistics of the images."""
+    """Return :func:`examine` of the network; if it collapsed, also whether it does with the statistics of the examples."""
     from xferbench.lab.evaluation import evaluate
     from xferbench.lab.models import batchnorm
 
@@ -57,7 +57,7 @@ def collapse(context: MeasureContext) -> dict[str, float]:
 
 
 def examine(context: MeasureContext, tensors: Tensors) -> dict[str, float]:
-    """Return 1 if the network collapsed, the spread of the features over images, and counts of non-finite values by tensor."""
+    """Return 1 if the network collapsed, the spread of the features over examples, and the non-finite values of each tensor."""
     from xferbench.lab.evaluation import evaluate, penultimate_features
     from xferbench.lab.models import finished
 
@@ -97,7 +97,7 @@ def describe(scalars: Mapping[str, float]) -> str:
 audit = Plugin(
     id="audit/collapse",
     version=1,
-    question="Does the network distinguish images at all?",
+    question="Does the network distinguish examples at all?",
     doc=__doc__,
     applies=always_applies,
     cure=leave_unchanged,

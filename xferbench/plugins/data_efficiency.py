@@ -1,22 +1,22 @@
-"""How many more images training from scratch would need.
+"""How many more examples training from scratch would need.
 
 Symptom
     None: this is a measurement. A transferred model looks like a success, however little it saves.
 
 Cause
-    The network need not learn from the target's images what the source taught. The saving is large if these images are few,
+    The network need not learn from the target's examples what the source taught. The saving is large if these examples are few,
     and shrinks as they grow.
 
 Remedy
-    If the multiplier is near 1, transfer saves nothing. If it is high, label no more images than the curve asks for.
+    If the multiplier is near 1, transfer saves nothing. If it is high, label no more examples than the curve asks for.
 
 How it is measured
-    M(n) is the number of images that scratch needs for the accuracy of the subject's recipe at n images, over n, at six sizes
-    up to the training set, evenly spaced in log n. Within a seed the sets are nested and keep the shares of the classes.
-    Scratch is tuned at each size. Its mean error is fitted by a · n^−b + c and read off between the smallest size and twice
-    the largest, never beyond: outside the range the report says "more than" or "at most". If the fit is flat, or off by over 3
+    M(n) is the number of examples that scratch needs for the accuracy of the subject's recipe at n examples, over n, at six
+    sizes up to the training set, evenly spaced in log n. Within a seed the sets are nested and keep the shares of the classes.
+    Scratch is tuned at each size. Its mean error is fitted by a · n^−b + c and read off between the smallest size and twice the
+    largest, never beyond: outside the range the report says "more than" or "at most". If the fit is flat, or off by over 3
     points, as near chance, the sizes are interpolated and read off up to the largest. Intervals (2.5 to 97.5 %) are those of
-    Student's t over seeds; in simulations, 85 % or more of them hold. ``gain`` is subject − scratch in accuracy on all images.
+    Student's t over seeds; in simulations, 85 % or more of them hold. ``gain`` is subject − scratch in accuracy on them all.
 
 References
     Howard & Ruder 2018, ULMFiT (arXiv:1801.06146): 10–20 times the data on text; Hestness et al. 2017 (arXiv:1712.00409):
@@ -55,7 +55,7 @@ MIN_IMAGES_PER_CLASS = 2
 
 
 def sizes(pipeline: Pipeline, profile: Profile) -> list[int]:
-    """Return six sizes up to the training set, from a thirty-second of it, with at least two images per class."""
+    """Return six sizes up to the training set, from a thirty-second of it, with at least two examples per class."""
     largest = min(
         pipeline.data.train_size or profile.data.train, profile.data.train
     )  # fewer than requested if some images are left out
@@ -146,7 +146,7 @@ def plot(axes: Any, run: Run) -> None:
 plugin = Plugin(
     id="data-efficiency",
     version=1,
-    question="How many times as many images would training from scratch need?",
+    question="How many times as many examples would training from scratch need?",
     doc=__doc__,
     applies=applies,
     cure=leave_unchanged,
@@ -155,6 +155,6 @@ plugin = Plugin(
     contrasts=(info("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
     derived_metrics=metrics_by_size,
     explain=explain,
-    remedy="label more images if the curve still falls; if the multiplier is near 1, training from scratch does as well",
+    remedy="label more examples if the curve still falls; if the multiplier is near 1, training from scratch does as well",
     plot=plot,
 )

@@ -4,28 +4,28 @@ Symptom
     None. The question comes before training: is this source near enough, and which of several backbones is best?
 
 Cause
-    Images of another kind reach features that were learned for the source's images.
+    Examples of another kind reach features that were learned for the source's examples.
 
 Remedy
     None by itself: a gap is no harm. The plugins that train measure whether transfer gains. If a score disagrees with
     ``gain``, the score is wrong.
 
 How it is measured
-    On the penultimate features of the pretrained network before training, of at most 500 training images of the target and as
+    On the penultimate features of the pretrained network before training, of at most 500 training examples of the target and as
     many of [source], each with its training preprocessing: ``mmd2`` (unbiased, Gaussian kernel as wide as the median
     distance), ``proxy a-distance`` (2(1 − 2ε) of a linear classifier, cross-validated; 2 means separable, 0 means alike) and
-    ``frechet``. Each is also measured ``within the source``, between two samples of its images of the same size: this is the
+    ``frechet``. Each is also measured ``within the source``, between two samples of its examples of the same size: this is the
     value without a gap. From the labels: ``logme``, ``h-score``, and with the pretrained head ``leep``. Each of these is also
     measured with ``permuted labels``, for which no feature is better than another: the mean of 19 permutations, which are drawn
     from the run's seed, and their greatest score, which 95 % of such labels do not exceed. A score that is not above it says
     nothing. ``cka`` is linear CKA of the target's features before and after training, the only pair of sets here with the same
-    images. Without [source]: logme, h-score, leep and cka.
+    examples. Without [source]: logme, h-score, leep and cka.
 
 Also measured
     ``gain``: subject − scratch in accuracy, which the scores are meant to predict.
 
 How far to trust it
-    With fewer images than features (n < d), frechet is too large, h-score and cka are near their maximum for any features,
+    With fewer examples than features (n < d), frechet is too large, h-score and cka are near their maximum for any features,
     and the classifier of the proxy A-distance is weak. LogME, H-score and LEEP change with the number of classes; compare them
     only within one target. No score is best everywhere, and one target with one backbone says nothing about a score: a rank
     correlation with the gain needs some twenty pairs, as in a research suite.
@@ -69,7 +69,7 @@ def logme(context: MeasureContext) -> dict[str, float]:
 
 
 def mean_scores(records_by_term: records.RecordsByTerm, _: records.Seeds) -> dict[str, float]:
-    """Return the mean of each score over the seeds, whose training images differ."""
+    """Return the mean of each score over the seeds, whose training examples differ."""
     means = records.mean_scalars(record.scalars for (_, view, _), record in records_by_term.items() if view == "logme")
     return {name: value for name, value in means.items() if name not in {"logme", "diverged"}}
 

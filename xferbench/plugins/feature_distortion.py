@@ -5,7 +5,7 @@ Symptom
     another camera, another hospital). A linear probe would have kept its accuracy there.
 
 Cause
-    Training moves the features in the directions that the target's images show and leaves the other directions as they were,
+    Training moves the features in the directions that the target's examples show and leaves the other directions as they were,
     so that the head no longer fits both. The farther the features move, the more it costs.
 
 Remedy
@@ -14,22 +14,22 @@ Remedy
     on the target itself.
 
 How it is judged
-    Harm is metric(cured) − metric(subject) on the test images of the shifted set. Without a [shifted] set that has the target's
-    classes the finding is SKIPPED.
+    Harm is metric(cured) − metric(subject) on the test examples of the shifted set. Without a [shifted] set that has the
+    target's classes the finding is SKIPPED.
 
 How it is cured
     The best of the recipe, a linear probe, LP-FT at the recipe's rate, and LP-FT at rates of at most 0.0003, 0.001 and 0.003
     (SGD: ten times as high) with BatchNorm in evaluation mode. Only those count that keep the target's accuracy, within the
-    margin, on validation. The best is the one with the highest metric on training images of the shifted set, which no training
-    uses. If the set has no training images, it is the best on validation. A recipe that freezes the features, or that is LP-FT
-    at the lowest of these rates, is not exposed.
+    margin, on validation. The best is the one with the highest metric on training examples of the shifted set, which no
+    training uses. If the set has no training examples, it is the best on validation. A recipe that freezes the features, or
+    that is LP-FT at the lowest of these rates, is not exposed.
 
 How it is induced
     ``high-rate``: all layers are fine-tuned from a random head at a rate of 0.003, or three times the recipe's if that is
     higher.
 
 Also measured
-    ``in-distribution``: the same difference on the target's own test set. ``distortion``: mean over training images of
+    ``in-distribution``: the same difference on the target's own test set. ``distortion``: mean over training examples of
     ‖φ after − φ before‖² / ‖φ before‖², φ being the features that enter the head (comparable within one BatchNorm mode).
 
 References
@@ -100,7 +100,7 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
 
 
 def distortion(context: MeasureContext) -> dict[str, float]:
-    """Return the relative squared distance that the features of training images moved."""
+    """Return the relative squared distance that the features of training examples moved."""
     from xferbench.lab.evaluation import penultimate_features
 
     return {"distortion": penultimate_features.feature_distortion(context)}
@@ -129,7 +129,7 @@ Symptom
     Test accuracy is fine, but accuracy under another light or on another device is not.
 
 Cause
-    Fine-tuning moved features that worked beyond the training images to values that fit those images alone.
+    Fine-tuning moved features that worked beyond the training examples to values that fit those examples alone.
 
 Remedy
     Train a probe first, then fine-tune at a low rate (LP-FT); or use weights between before and after.

@@ -21,7 +21,7 @@ How it is induced
     the backbone (at 0.001 if it never does).
 
 Also measured
-    ``shock``: the norm of the backbone's gradient at the start, over the norm with a head that is fitted to the same images.
+    ``shock``: the norm of the backbone's gradient at the start, over the norm with a head that is fitted to the same examples.
     ``dip``: how far the subject's validation accuracy is below the cured arm's at the first checkpoint.
 
 References
@@ -67,7 +67,7 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
 
 
 def shock(context: MeasureContext) -> dict[str, float]:
-    """Return the norm of the backbone's gradient at the start, over the norm with a head fitted to the same images."""
+    """Return the norm of the backbone's gradient at the start, over the norm with a head fitted to the same examples."""
     from xferbench.lab.evaluation import gradient_shock
 
     return {"shock": gradient_shock.compute_gradient_ratio(context)}

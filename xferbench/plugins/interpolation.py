@@ -11,7 +11,7 @@ Remedy
 
 How it is judged
     The plugin screens a quarter, half and three quarters of the way from before to after, with the head of after, on one half
-    of the test images. Harm is metric(the best of them, or after) − metric(after) on the other half.
+    of the test examples. Harm is metric(the best of them, or after) − metric(after) on the other half.
 
 How it is induced
     ``before``: the backbone of before under the head of after.

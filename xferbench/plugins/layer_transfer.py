@@ -1,7 +1,7 @@
 """How many of the lowest layers are transferred, and whether they stay frozen.
 
 Symptom
-    A frozen backbone stops far below what the images allow, or fine-tuning ends below a network with a randomly initialized
+    A frozen backbone stops far below what the examples allow, or fine-tuning ends below a network with a randomly initialized
     upper part.
 
 Cause
@@ -23,7 +23,7 @@ How it is induced
 
 Also measured
     Accuracy at each cut of AnB (from the pretrained network, frozen), AnB+ (the same, all trained), BnB and BnB+ (from a
-    network that was first trained on the target's own images, as scratch at its highest rate: the control, absent if scratch
+    network that was first trained on the target's own examples, as scratch at its highest rate: the control, absent if scratch
     learns nothing), all with the schedule of the recipe. AnB+ at the highest cut transfers and trains all layers. ``anb-K`` is
     AnB at the cut K of 4 − all layers, and ``specificity-K`` is BnB − AnB there.
 

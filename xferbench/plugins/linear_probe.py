@@ -4,17 +4,17 @@ Symptom
     None, if only the accuracy of the fine-tuned network is measured.
 
 Cause
-    Too high a rate, the gradients of a fresh head or too few images: fine-tuning damaged features that were good for the task.
-    Or the labels of the training were wrong or shuffled, which this check cannot tell apart from too high a rate. Or, if
+    Too high a rate, the gradients of a fresh head or too few examples: fine-tuning damaged features that were good for the
+    task. Or the labels of the training were wrong or shuffled, which this check cannot tell apart from too high a rate. Or, if
     nothing below the head has moved, the head was not trained to convergence.
 
 Remedy
     Keep the backbone frozen and train a head, or start with that head (LP-FT).
 
 How it is judged
-    Multinomial logistic regression is fitted on training images, on the features that enter the head of the network before.
-    Harm is metric(regression) − metric(the finished network), both served with the training preprocessing, on all test images,
-    since nothing is selected. The regression gets 2000 training images at most.
+    Multinomial logistic regression is fitted on training examples, on the features that enter the head of the network before.
+    Harm is metric(regression) − metric(the finished network), both served with the training preprocessing, on all test
+    examples, since nothing is selected. The regression gets 2000 training examples at most.
 
 How it is induced
     ``permuted``: the finished network with the values of each tensor below its head shuffled. It shows that this test set can

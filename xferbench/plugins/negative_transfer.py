@@ -1,4 +1,4 @@
-"""Pretraining that hurts: the same architecture, trained from scratch on the same images, would do better.
+"""Pretraining that hurts: the same architecture, trained from scratch on the same examples, would do better.
 
 Symptom
     None, unless the network is also trained from scratch: a transferred model alone always looks like a success.
@@ -96,7 +96,7 @@ def plot(axes: Any, run: Run) -> None:
 plugin = Plugin(
     id="negative-transfer",
     version=2,
-    question="Would the same network, trained from scratch on the same images, do better?",
+    question="Would the same network, trained from scratch on the same examples, do better?",
     doc=__doc__,
     applies=requires_pretrained,
     cure=cure,
@@ -123,9 +123,9 @@ Remedy
     Train from scratch, or train more of the backbone: `xferbench run` shows the accuracy of each.
 
 How it is judged
-    The same architecture is trained from random weights on the training images, with a rate selected on validation, within the
-    budget of ``--scratch BUDGET``. Harm is metric(scratch) − metric(finished network). A short budget makes a weak baseline: a
-    PASS then says little, and the report states the number of steps.
+    The same architecture is trained from random weights on the training examples, with a rate selected on validation, within
+    the budget of ``--scratch BUDGET``. Harm is metric(scratch) − metric(finished network). A short budget makes a weak
+    baseline: a PASS then says little, and the report states the number of steps.
 
 How it is induced
     ``permuted``: the finished network with the values of each tensor below its head shuffled.

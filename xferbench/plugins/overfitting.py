@@ -1,18 +1,18 @@
-"""A model that is trained past its best step: it memorizes its few images.
+"""A model that is trained past its best step: it memorizes its few examples.
 
 Symptom
     The training loss keeps falling while validation accuracy stagnates or falls; a shorter training ends higher.
 
 Cause
-    More steps than the training images can constrain, at this rate and with these layers.
+    More steps than the training examples can constrain, at this rate and with these layers.
 
 Remedy
     Train for the number of steps that is best on validation, with a schedule that ends there. If that is not enough, train
     fewer layers (plugin layer-transfer) or at a lower rate (plugin learning-rate).
 
 How it is judged
-    Harm is metric(cured) − metric(subject), on test images. A checkpoint in the middle of a decaying schedule says little: the
-    rate is still high there, and the last step looks best even if the training is far too long. Each number of steps is
+    Harm is metric(cured) − metric(subject), on test examples. A checkpoint in the middle of a decaying schedule says little:
+    the rate is still high there, and the last step looks best even if the training is far too long. Each number of steps is
     therefore a training of its own, whose schedule ends there.
 
 How it is cured
@@ -24,8 +24,8 @@ How it is induced
     few steps memorize little at a low one.
 
 Also measured
-    ``gap``: accuracy on training images − accuracy on test images. It is no harm by itself: a network that fits its training
-    images perfectly may be the best one. ``regulariser``: the gap of training from scratch − that of the subject.
+    ``gap``: accuracy on training examples − accuracy on test examples. It is no harm by itself: a network that fits its
+    training examples perfectly may be the best one. ``regulariser``: the gap of training from scratch − that of the subject.
 
 References
     Prechelt 1998, Early stopping, but when? (Neural networks: tricks of the trade); Cawley & Talbot 2010, On over-fitting in

@@ -1,10 +1,10 @@
 """Another way of adapting the backbone would have been better.
 
 Symptom
-    None that one pipeline can show: it trains, and stops below what the same images and steps allow.
+    None that one pipeline can show: it trains, and stops below what the same examples and steps allow.
 
 Cause
-    The strategy comes from a tutorial, or from another dataset. Too much is unfrozen too soon for few images; or the frozen
+    The strategy comes from a tutorial, or from another dataset. Too much is unfrozen too soon for few examples; or the frozen
     features have plateaued because they belong to another task; or too little is trained to leave them.
 
 Remedy
@@ -104,7 +104,7 @@ def explain(contrast: str, _: records.RecordsByTerm, subject: Pipeline, cured: P
 
 
 def trainable(context: MeasureContext) -> dict[str, float]:
-    """Return the numbers trained, the bytes stored per task, and the multiply-adds of an image."""
+    """Return the numbers trained, the bytes stored per task, and the multiply-adds of an example."""
     from xferbench.lab.evaluation import cost
 
     return cost.measure_cost(context)

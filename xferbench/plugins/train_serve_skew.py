@@ -1,7 +1,7 @@
 """A model that is served in another way than it was trained.
 
 Symptom
-    Good results in the notebook, worse ones in production; the same image gets another prediction in another batch, or on
+    Good results in the notebook, worse ones in production; the same example gets another prediction in another batch, or on
     another day.
 
 Cause
@@ -13,8 +13,8 @@ Remedy
 
 How it is judged
     Harm is metric(served as trained) − metric(served as the suite says), with the same weights. ``batch-dependence`` is an
-    exact invariant: a prediction must not depend on the other images in its batch. Test images go through the model as it is
-    served, in shuffled batches and in batches ordered by class; the invariant is broken if the probabilities of any image
+    exact invariant: a prediction must not depend on the other examples in its batch. Test examples go through the model as it
+    is served, in shuffled batches and in batches ordered by class; the invariant is broken if the probabilities of any example
     differ by more than a hundredth.
 
 How it is induced
@@ -64,7 +64,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
 
 
 def flips(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
-    """Return the share of test images whose prediction differs from the prediction of the model served as it was trained."""
+    """Return the share of test examples whose prediction differs from the prediction of the model served as it was trained."""
     predicted = {
         (arm, seed): record.predictions.predicted
         for (arm, view, seed), record in records_by_term.items()
@@ -77,7 +77,7 @@ def flips(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[
 
 
 def batch_dependence(context: MeasureContext) -> dict[str, float]:
-    """Return the share of test images whose probabilities depend on their batch by more than a hundredth."""
+    """Return the share of test examples whose probabilities depend on their batch by more than a hundredth."""
     from xferbench.lab.evaluation import batch_dependence as batch_dependence_module
 
     return {"batch-dependence": batch_dependence_module.batch_dependent_share(context, tolerance=0.01)}
@@ -114,7 +114,7 @@ plugin = Plugin(
 AUDIT_DOC = """A finished network that is served in another way than it was trained.
 
 Symptom
-    Good results in the notebook, worse ones in production; the same image gets another prediction in another batch.
+    Good results in the notebook, worse ones in production; the same example gets another prediction in another batch.
 
 Cause
     Two code paths: the service has its own decoding, resizing or order of channels, or forgets ``model.eval()``.
@@ -123,8 +123,8 @@ Remedy
     Serve with exactly the preprocessing of training, in evaluation mode.
 
 How it is judged
-    Harm is metric(served as trained) − metric(served as configured), with the same weights, on all test images, since nothing
-    is selected. ``batch-dependence`` is an exact invariant: an image has the same probabilities in shuffled batches and in
+    Harm is metric(served as trained) − metric(served as configured), with the same weights, on all test examples, since nothing
+    is selected. ``batch-dependence`` is an exact invariant: an example has the same probabilities in shuffled batches and in
     batches ordered by class.
 
 How it is induced
@@ -146,7 +146,7 @@ def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
 
 
 def batch_dependence_of_few(context: MeasureContext) -> dict[str, float]:
-    """Return the same as :func:`batch_dependence`, for fewer images."""
+    """Return the same as :func:`batch_dependence`, for fewer examples."""
     images, labels = context.test.images[:AUDIT_IMAGES], context.test.labels[:AUDIT_IMAGES]
     few = replace(context, test=replace(context.test, images=images, labels=labels))
     return batch_dependence(few)

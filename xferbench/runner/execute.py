@@ -323,7 +323,7 @@ def _failure(future: Future[Any]) -> BaseException | None:
 def _is_lost(future: Future[Any]) -> bool:
     """Return whether a call ended without an answer: its worker or its machine died, or its executor gave it up."""
     failure = _failure(future)
-    return failure is not None and not isinstance(failure, UserError | OSError | CallError)
+    return isinstance(failure, Exception) and not isinstance(failure, UserError | OSError | CallError)
 
 
 def _group_cost(group: tuple[Trial, ...]) -> float:
