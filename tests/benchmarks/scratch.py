@@ -1,11 +1,12 @@
 """Whether an advocate of training from scratch beats the searched baseline with ten times the search.
 
-    python tests/benchmarks/scratch.py [--tasks sketch tinted …] [--seeds 3] [--times 10] [--out reports/benchmarks]
+    python tests/benchmarks/scratch.py [--tasks sketch tinted …] [--seeds 3] [--times 10] [--store FOLDER] [--out FOLDER]
 
 Both sides select on the same validation images with the same tuning seed. The baseline is the default search with 250 steps.
 The advocate draws settings at random from a wider space and trains each of them for all its steps, until it has trained
 ``--times`` as many images. The winners are trained again with other seeds and scored on test images. Each finished task is a
-row of ``scratch.csv``, so that the script continues where it stopped; ``scratch.md`` is written from these rows.
+row of ``scratch.csv``, and ``--store`` keeps each training, so that the script continues where it stopped; ``scratch.md`` is
+written from these rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -33,6 +35,9 @@ from xferbench.study.feasibility import candidates
 from xferbench.study.trials import make_trial
 
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
     from xferbench.core.pipeline import Pipeline
     from xferbench.core.record import Record
     from xferbench.core.trial import Trial
@@ -76,26 +81,33 @@ FIELDS = (
 )
 
 
-def compute(trial: Trial, path: Path) -> Record:
-    """Return the record of a trial, which is computed in this process."""
-    records, _ = run_trials((trial,), frozenset([trial.key]), store.cache_folder(path))
-    return records[0]
+def compute(trial: Trial, db: sqlite3.Connection, path: Path) -> Record:
+    """Return the record of a trial with its processor time, from the store or computed in this process."""
+    if stored := store.get_records(db, [trial.key]):
+        return stored[trial.key]
+    start = process_time()
+    (record,), _ = run_trials((trial,), frozenset([trial.key]), store.cache_folder(path))
+    record = replace(record, seconds=process_time() - start)
+    store.put_record(db, record)
+    return record
 
 
-def search_baseline(study: Study, pipeline: Pipeline, path: Path) -> tuple[Pipeline, float]:
-    """Return the baseline that the package selects, and the number of images that the search trained."""
+def search_baseline(study: Study, pipeline: Pipeline, compute: Callable[[Trial], Record]) -> tuple[Pipeline, float, float]:
+    """Return the baseline that the package selects, the number of images that the search trained, and its seconds."""
     arm, records = scratch_baseline(pipeline, study.search), {}
     while missing := [trial for trial in selection.selection_trials(arm, study, records) if trial.key not in records]:
-        records |= {trial.key: compute(trial, path) for trial in missing}
+        records |= {trial.key: compute(trial) for trial in missing}
     specs = {trial.model.base for trial in selection.selection_trials(arm, study, records)}
     selected = selection.select(arm, study, records)
     assert selected is not None and selected.pipeline is not None, selected
-    return selected.pipeline, sum(map(cost.training_cost, specs))
+    return selected.pipeline, sum(map(cost.training_cost, specs)), sum(record.seconds for record in records.values())
 
 
-def search_at_random(study: Study, pipeline: Pipeline, path: Path, images: float) -> tuple[Pipeline, float]:
-    """Return the best of random settings on validation, and the number of images that were trained."""
-    rng, trained, best = np.random.default_rng(0), 0.0, (-1.0, pipeline)
+def search_at_random(
+    study: Study, pipeline: Pipeline, compute: Callable[[Trial], Record], images: float
+) -> tuple[Pipeline, float, float]:
+    """Return the best of random settings on validation, the number of images that were trained, and the seconds."""
+    rng, trained, seconds, best = np.random.default_rng(0), 0.0, 0.0, (-1.0, pipeline)
     while trained < images:
         drawn = {name: values[rng.integers(len(values))] for name, values in SPACE.items()}
         lr = float(np.exp(rng.uniform(np.log(LOWER), np.log(UPPER))))
@@ -103,10 +115,10 @@ def search_at_random(study: Study, pipeline: Pipeline, path: Path, images: float
         recipe = from_scratch(Phase(lr=lr, schedule="one-cycle", batch_size=BATCH, **drawn))
         candidate = replace(pipeline, recipe=replace(recipe, augment=Augmentation.parse(augment) if augment else None))
         trial = make_trial(candidate, "validation", selection.FIRST_TUNING_SEED, study.context)
-        score = accuracy(compute(trial, path))
-        trained += cost.training_cost(trial.model.base)
-        best = max(best, (score, candidate), key=lambda pair: pair[0])
-    return best[1], trained
+        record = compute(trial)
+        trained, seconds = trained + cost.training_cost(trial.model.base), seconds + record.seconds
+        best = max(best, (accuracy(record), candidate), key=lambda pair: pair[0])
+    return best[1], trained, seconds
 
 
 def accuracy(record: Record) -> float:
@@ -114,10 +126,10 @@ def accuracy(record: Record) -> float:
     return 0.0 if record.predictions is None else metrics.metric_value(record.predictions, "accuracy")
 
 
-def judge(study: Study, pipeline: Pipeline, path: Path, seeds: int) -> float:
+def judge(study: Study, pipeline: Pipeline, compute: Callable[[Trial], Record], seeds: int) -> float:
     """Return the mean test accuracy over seeds that no search has seen."""
     trials = (make_trial(pipeline, "test", seed, study.context) for seed in range(seeds))
-    return float(np.mean([accuracy(compute(trial, path)) for trial in trials]))
+    return float(np.mean([accuracy(compute(trial)) for trial in trials]))
 
 
 def describe(pipeline: Pipeline) -> str:
@@ -132,14 +144,11 @@ def run_task(name: str, seeds: int, times: float, folder: Path) -> dict[str, obj
     table = {"schema": 1, "name": name, "plugins": ["negative-transfer"], "looks": [seeds], "tuning_seeds": 1, "budget": "99h"}
     suite = parse_suite({**table, **TASKS[name], "scratch": {"steps": STEPS, "batch_size": BATCH}}, folder / f"{name}.toml")
     path = folder / f"{name}.sqlite"
-    with execute.open_study(suite, path, "cpu", 1) as (study, _, _):
-        pipeline = candidates(study.subject)[0]
-        start = process_time()
-        searched, searched_images = search_baseline(study, pipeline, path)
-        middle = process_time()
-        advocate, advocate_images = search_at_random(study, pipeline, path, times * searched_images)
-        end = process_time()
-        scores = [judge(study, candidate, path, seeds) for candidate in (searched, advocate)]
+    with execute.open_study(suite, path, "cpu", 1) as (study, db, _):
+        pipeline, compute_one = candidates(study.subject)[0], partial(compute, db=db, path=path)
+        searched, searched_images, searched_seconds = search_baseline(study, pipeline, compute_one)
+        advocate, advocate_images, advocate_seconds = search_at_random(study, pipeline, compute_one, times * searched_images)
+        scores = [judge(study, candidate, compute_one, seeds) for candidate in (searched, advocate)]
     return {
         "task": name,
         "searched_accuracy": scores[0],
@@ -147,8 +156,8 @@ def run_task(name: str, seeds: int, times: float, folder: Path) -> dict[str, obj
         "difference": scores[1] - scores[0],
         "searched_images": searched_images,
         "advocate_images": advocate_images,
-        "searched_minutes": (middle - start) / 60,
-        "advocate_minutes": (end - middle) / 60,
+        "searched_minutes": searched_seconds / 60,
+        "advocate_minutes": advocate_seconds / 60,
         "searched_recipe": describe(searched),
         "advocate_recipe": describe(advocate),
     }
@@ -197,6 +206,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--times", type=float, default=10.0)
+    parser.add_argument("--store", type=Path, help="folder that keeps each training")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -207,7 +217,7 @@ def main() -> None:
         if any(row["task"] == name for row in rows):
             continue
         with TemporaryDirectory() as folder:
-            row = run_task(name, arguments.seeds, arguments.times, Path(folder))
+            row = run_task(name, arguments.seeds, arguments.times, arguments.store or Path(folder))
         rows.append({key: str(value) for key, value in row.items()})
         with table.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
