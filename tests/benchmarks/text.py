@@ -7,8 +7,8 @@
 questions and Pang and Lee's movie reviews as ``TREC.train.all``, ``TREC.test.all`` and ``rt-polarity.all``: the label, then the
 text. Each part uses three seeds; a store makes the script continue where it stopped.
 
-Servings: the linear probe, served with one mistake. Recipes: 75 steps of 16, at the rates in their names; that of scratch is
-the best of three.
+Servings: the linear probe, served with one mistake. Recipes: 75 steps of 16 examples, 150 for the linear probe, at the rates in
+their names.
 """
 
 from __future__ import annotations
