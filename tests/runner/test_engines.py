@@ -47,21 +47,22 @@ class NodeDied(Exception):  # noqa: N818 - stands for an exception of the librar
 class Lossy(ThreadPoolExecutor):
     """A thread that loses the answer to each group as often as ``losses`` says."""
 
-    def __init__(self, losses):
+    def __init__(self, losses, failure=NodeDied):
         super().__init__(1)
-        self.losses, self.submitted = losses, Counter()
+        self.losses, self.failure, self.submitted = losses, failure, Counter()
 
     def submit(self, function, /, name, *arguments):
         self.submitted[repr(arguments)] += 1
         if name.endswith("run_trials") and self.submitted[repr(arguments)] <= self.losses:
             future = Future()
-            future.set_exception(NodeDied("node 7"))
+            future.set_exception(self.failure("node 7"))
             return future
         return super().submit(function, name, *arguments)
 
 
-def test_a_group_that_was_lost_once_is_computed_again(suite, uninterrupted, tmp_path):
-    with Lossy(1) as pool:
+@pytest.mark.parametrize("failure", [NodeDied, ConnectionResetError])
+def test_a_group_that_was_lost_once_is_computed_again(failure, suite, uninterrupted, tmp_path):
+    with Lossy(1, failure) as pool:
         assert findings_json(run(suite, tmp_path / "store.sqlite", pool)) == findings_json(uninterrupted[0])
 
 

@@ -321,9 +321,13 @@ def _failure(future: Future[Any]) -> BaseException | None:
 
 
 def _is_lost(future: Future[Any]) -> bool:
-    """Return whether a call ended without an answer: its worker or its machine died, or its executor gave it up."""
+    """Return whether a call ended without an answer: its worker or its machine died, or its executor gave it up.
+
+    A call itself raises no subclass of OSError, so a connection that broke belongs to the executor.
+    """
     failure = _failure(future)
-    return isinstance(failure, Exception) and not isinstance(failure, UserError | OSError | CallError)
+    is_answer = isinstance(failure, UserError | CallError) or type(failure) is OSError
+    return isinstance(failure, Exception) and not is_answer
 
 
 def _group_cost(group: tuple[Trial, ...]) -> float:
